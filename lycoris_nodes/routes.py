@@ -98,8 +98,10 @@ def _facts(text: str) -> Answer:
     except ValueError:
         asked = []
     names = {str(name) for name in asked} if isinstance(asked, list) else set[str]()
-    found = facts_of([name for name in lora_names() if name in names])
-    shown = {name: {**asdict(facts), "error": shown_text(facts.error)} for name, facts in found.items()}
+    facts_by_name = facts_of([name for name in lora_names() if name in names])
+    shown = {
+        name: {**asdict(facts), "error": shown_text(facts.error)} for name, facts in facts_by_name.items()
+    }
     return _json(shown)
 
 
@@ -121,8 +123,8 @@ def _rows(text: str) -> Answer:
 def _model(asked: dict[str, Any]) -> dict[str, Any]:
     """What is known of the model that the loading nodes on the page load, see `known_files`."""
     files = known_files(asked)
-    told = told_model(files) if files else None
-    known = {"family": told.family if told else "", "families": told.families if told else ()}
+    model = told_model(files) if files else None
+    known = {"family": model.family if model else "", "families": model.families if model else ()}
     return {"file": files[0] if files else "", **known}
 
 
@@ -165,7 +167,7 @@ def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Ans
 
 
 def _are_texts(values: Sequence[Any]) -> bool:
-    return len(values) <= MOST_TEXTS and all(isinstance(one, str) for one in values)
+    return len(values) <= MOST_TEXTS and all(isinstance(value, str) for value in values)
 
 
 def _unread(got: str) -> Answer:

@@ -103,10 +103,10 @@ class BypassInjection(PatcherInjection):
     @property
     def wrappers(self) -> Mapping[str, Callable[..., Any]]:
         """What the host calls in place of its own functions, see `passes.wrap`."""
-        found: dict[str, Callable[..., Any]] = {"pass": self.follow} if self.timed or self.tokens else {}
+        wrappers: dict[str, Callable[..., Any]] = {"pass": self.follow} if self.timed or self.tokens else {}
         if self.tokens:
-            found |= {"sampling": self.around_sampling, "conditionings": self.note_areas}
-        return {**found, **({"preparation": self.prepare} if self.differ else {})}
+            wrappers |= {"sampling": self.around_sampling, "conditionings": self.note_areas}
+        return {**wrappers, **({"preparation": self.prepare} if self.differ else {})}
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -153,9 +153,9 @@ class BypassInjection(PatcherInjection):
                 attached[path] = hooks.attach()
             # After the hooks on the layers, because these hooks take the layers' outputs.
             for path, layers in self._called_in_turn().items():
-                found = [layer_of(patcher, layer) for layer in layers]
+                called = [layer_of(patcher, layer) for layer in layers]
                 blend = Blend(self.apart, partial(self._of_queries, patcher.model, "places", path))
-                in_turn.append(CalledInTurn(layer_of(patcher, path), found, blend))
+                in_turn.append(CalledInTurn(layer_of(patcher, path), called, blend))
             if self.apart:
                 network = patcher.model.diffusion_model
                 kind: Tokens = "level" if hasattr(network, "input_blocks") else "places"
@@ -168,11 +168,11 @@ class BypassInjection(PatcherInjection):
 
     def _called_in_turn(self) -> dict[str, list[str]]:
         """Each attention that is called in turn, with the layers that make its keys and values."""
-        found: dict[str, list[str]] = {}
+        attentions: dict[str, list[str]] = {}
         for path, kind in self.tokens.items():
             if self.apart and kind == IN_TURN:
-                found.setdefault(path.rpartition(".")[0], []).append(path)
-        return found
+                attentions.setdefault(path.rpartition(".")[0], []).append(path)
+        return attentions
 
     def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
         """Note the size of the latent, then run the sampling.
@@ -186,7 +186,7 @@ class BypassInjection(PatcherInjection):
         self._sampled = picture_shape(noise, kwargs)[2:]
         if self.differ:
             noise, args = like_the_first(noise), tuple(map(with_one_noise, args))
-            kwargs = {name: with_one_noise(one) for name, one in kwargs.items()}
+            kwargs = {name: with_one_noise(value) for name, value in kwargs.items()}
         try:
             return run(noise, *args, **kwargs)
         finally:
@@ -199,9 +199,9 @@ class BypassInjection(PatcherInjection):
 
         The host calls this in place of its `calc_cond_batch`, which it gives as `run`.
         """
-        every = [one for several in conds for one in several or ()]
-        found = {one["uuid"]: area_of(one, x, sigma) for one in every}
-        self._areas = {number: area for number, area in found.items() if area is not None}
+        every = [conditioning for several in conds for conditioning in several or ()]
+        areas = {conditioning["uuid"]: area_of(conditioning, x, sigma) for conditioning in every}
+        self._areas = {number: area for number, area in areas.items() if area is not None}
         self._retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
         try:
             return run(model, conds, x, sigma, options)
@@ -217,41 +217,41 @@ class BypassInjection(PatcherInjection):
         attached = self._attached.get(model, {})
         # In the order of `apply_model`.
         names = ("c_concat", "c_crossattn", "control", "transformer_options")[: len(args)]
-        given = {**dict(zip(names, args, strict=True)), **kwargs}
-        options = given.get("transformer_options") or {}
+        arguments = {**dict(zip(names, args, strict=True)), **kwargs}
+        options = arguments.get("transformer_options") or {}
         if attached and self.timed:
             self._set_strengths(model, attached, float(sigma.flatten()[0]), options)
         if not (attached and self.tokens):
             return run(x, sigma, *args, **kwargs)
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
-        crops = self._crops(picture_shape(x, given)[2:], options, chunks)
+        crops = self._crops(picture_shape(x, arguments)[2:], options, chunks)
         # A grid may have more pictures than fit in memory, and the host splits a pass only by conditionings.
-        most = pictures_that_fit(model, x, chunks, given) if self.differ else count
-        found: list[torch.Tensor] = []
+        most = pictures_that_fit(model, x, chunks, arguments) if self.differ else count
+        outputs: list[torch.Tensor] = []
         for start in range(0, count, most):
             pictures = range(start, min(count, start + most))
             samples = [chunk * count + number for chunk in range(chunks) for number in pictures]
             whole = len(samples) == len(x)
             own = {
-                name: one if whole or name == "transformer_options" else of_samples(one, samples, len(x))
-                for name, one in given.items()
+                name: value if whole or name == "transformer_options" else of_samples(value, samples, len(x))
+                for name, value in arguments.items()
             }
             part, at = (x, sigma) if whole else of_samples((x, sigma), samples, len(x))
-            apart = tuple(one for one in crops for _ in pictures)
+            apart = tuple(crop for crop in crops for _ in pictures)
             passing = Passing.about(model, part, own, [*pictures] * chunks, count, apart)
             own["transformer_options"] = self._placed(model, options, passing)
             try:
                 # By position, as they came: others may wrap the pass too.
                 beside = [own.pop(name) for name in names]
-                found += [run(part, at, *beside, **own)]
+                outputs += [run(part, at, *beside, **own)]
             finally:
                 self._passing.pop(model, None)
                 for each in self.left_whole:
                     each.tell()
-        if len(found) == 1:
-            return found[0]
-        parts = [part.unflatten(0, (chunks, -1)) for part in found]
+        if len(outputs) == 1:
+            return outputs[0]
+        parts = [part.unflatten(0, (chunks, -1)) for part in outputs]
         return torch.cat(parts, 1).flatten(0, 1)
 
     def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
@@ -269,7 +269,7 @@ class BypassInjection(PatcherInjection):
         if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
             return ()
         crops = tuple(crop_of(self._sampled, window, self._retained, area) for area in areas)
-        if any(tuple(map(len, one.kept)) != size for one in crops):
+        if any(tuple(map(len, crop.kept)) != size for crop in crops):
             raise LycorisError(
                 "a mask cannot be laid on a picture that another node samples in parts",
                 got=f"a part of {list(size)}",
@@ -321,13 +321,13 @@ class BypassInjection(PatcherInjection):
     def _places(self, model: Any, path: str, kind: Tokens, shape: Shape) -> Places:
         """The places of a layer's tokens. If the tokens are not the expected ones, the layer is reported."""
         passing = self._passing[model]
-        found = passing.places(kind, shape)
-        if isinstance(found, Places):
-            return found
+        places = passing.places(kind, shape)
+        if isinstance(places, Places):
+            return places
         for each in self.left_whole:
             # The path of an attention stands for the layers in it.
-            if path in each.paths or any(one.startswith(f"{path}.") for one in each.paths):
-                each.add(path, found)
+            if path in each.paths or any(other.startswith(f"{path}.") for other in each.paths):
+                each.add(path, places)
         return passing.everywhere(shape)
 
     def _set_strengths(
@@ -343,17 +343,17 @@ class BypassInjection(PatcherInjection):
 
     def _steps(self, options: Mapping[str, Any]) -> list[float]:
         """The sigmas of this run's steps. They are read once a run, because reading waits for the GPU."""
-        found = options.get("sample_sigmas")
-        if found is None:
+        sigmas = options.get("sample_sigmas")
+        if sigmas is None:
             return []
-        if self._sigmas[0] is not found:
-            self._sigmas = (found, found.tolist())
+        if self._sigmas[0] is not sigmas:
+            self._sigmas = (sigmas, sigmas.tolist())
         return self._sigmas[1]
 
     def eject(self, patcher: Any) -> None:
         """Remove the hooks and release the tensors that they hold on the device."""
-        for one in self._in_turn.pop(patcher.model, ()):
-            one.remove()
+        for handle in self._in_turn.pop(patcher.model, ()):
+            handle.remove()
         self._blends.pop(patcher.model, None)
         for hooks in self._attached.pop(patcher.model, {}).values():
             hooks.remove()
@@ -382,10 +382,10 @@ def add_bypass(
         with located(key=path):
             joined[path] = joined[path].then(plan) if path in joined else plan
     # Setting the key replaces all its injections, so keep those of a second copy of the pack.
-    others = [found for found in patcher.get_injections(NAME) or () if found is not before]
+    others = [injection for injection in patcher.get_injections(NAME) or () if injection is not before]
     kinds: Mapping[str, Tokens] = {} if before is None else before.tokens
-    told = () if before is None else before.left_whole
-    ours = BypassInjection(joined, {**kinds, **tokens}, (*told, left_whole))
+    reports = () if before is None else before.left_whole
+    ours = BypassInjection(joined, {**kinds, **tokens}, (*reports, left_whole))
     add_injection(patcher, NAME, [*others, ours])
     earlier = {} if before is None else before.wrappers
     for what, wrapper in ours.wrappers.items():
@@ -399,7 +399,7 @@ def _ours(patcher: Any) -> BypassInjection | None:
     injections are not touched.
     """
     injections = patcher.get_injections(NAME) or ()
-    return next((found for found in injections if isinstance(found, BypassInjection)), None)
+    return next((injection for injection in injections if isinstance(injection, BypassInjection)), None)
 
 
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:

@@ -26,14 +26,14 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
     if not pairs:
         return stack, "", True
     expert, why = (choice, "as chosen") if choice != "auto" else told_expert(model, hidden)
-    found = expert or HIGH
+    chosen = expert or HIGH
     gave = f"{number_of(pairs, 'pair')} gave the file for"
     said = (
         f"Nothing tells which of two experts this model is: {gave} high noise. Choose it in the input expert."
     )
     if expert:
         said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {gave} it."
-    return stack.of_expert(low_noise=found == LOW), said, expert is not None
+    return stack.of_expert(low_noise=chosen == LOW), said, expert is not None
 
 
 def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | None, str]:

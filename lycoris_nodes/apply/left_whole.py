@@ -30,7 +30,9 @@ class LeftWhole:
     def begin(self) -> None:
         """Forget the findings of nodes that are gone, and earlier findings of the node that samples now."""
         self._sampler = running_node()
-        for node in [one for one in self._found if one == self._sampler or not (one and is_in_prompt(one))]:
+        for node in [
+            node for node in self._found if node == self._sampler or not (node and is_in_prompt(node))
+        ]:
             self._changed = bool(self._found.pop(node)) or self._changed
 
     def add(self, path: str, unlike: Unlike) -> None:
@@ -44,9 +46,9 @@ class LeftWhole:
                 expected=unlike.expected,
                 hint=f"{HINT}. With strict off the layer acts everywhere",
             )
-        found = self._found.setdefault(self._sampler, {})
-        self._changed = self._changed or found.get(path) != unlike
-        found[path] = unlike
+        layers = self._found.setdefault(self._sampler, {})
+        self._changed = self._changed or layers.get(path) != unlike
+        layers[path] = unlike
 
     def tell(self) -> None:
         """Tell what is known now, unless it has been told."""
@@ -55,7 +57,7 @@ class LeftWhole:
             self._tell(self._said())
 
     def _said(self) -> str:
-        every = {path: unlike for found in self._found.values() for path, unlike in found.items()}
+        every = {path: unlike for layers in self._found.values() for path, unlike in layers.items()}
         if not every:
             return ""
         alike: dict[Unlike, list[str]] = {}

@@ -92,7 +92,7 @@ def choose(
             if not any(met.values()):
                 choice.why.setdefault(("left out", AT_NO_PLACE), []).append(path)
                 continue
-        timed = any(match.timings for found in met.values() for _, match in found)
+        timed = any(match.timings for matches in met.values() for _, match in matches)
         placed = _is_placed(met)
         live = timed or placed
         wanted = (True, PLACED if placed else SCHEDULED) if live else _wanted(patcher, met, mode, short)
@@ -129,11 +129,11 @@ def _add_partners(patcher: Any, tokens: Mapping[str, Tokens], choice: Choice) ->
 
 
 def _is_placed(met: Pairs) -> bool:
-    return any(match.where is not None for found in met.values() for _, match in found)
+    return any(match.where is not None for matches in met.values() for _, match in matches)
 
 
 def _is_masked(met: Pairs) -> bool:
-    wheres = (match.where for found in met.values() for _, match in found)
+    wheres = (match.where for matches in met.values() for _, match in matches)
     return any(where is not None and where.mask is not None for where in wheres)
 
 
@@ -173,7 +173,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
     for choice in choices:
         for way, paths in choice.why.items():
             why.setdefault(way, []).extend(paths)
-    total = {way: sum(len(paths) for (one, _), paths in why.items() if one == way) for way, _ in why}
+    total = {way: sum(len(paths) for (mode_of, _), paths in why.items() if mode_of == way) for way, _ in why}
     bypassed = total.get("bypassed", 0)
     if mode == "merge" and not bypassed and not total.keys() & {"left out", "unmasked"}:
         return ""

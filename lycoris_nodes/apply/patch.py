@@ -116,8 +116,8 @@ def build_patches(
     own exception is raised between two weights.
     """
     patches: dict[str, LycorisPatch] = {}
-    for key, found in pairs.items():
+    for key, matches in pairs.items():
         if key in shapes:
             end_if_interrupted()
-            patches[key] = LycorisPatch.of(shapes[key], found)
+            patches[key] = LycorisPatch.of(shapes[key], matches)
     return patches

@@ -70,7 +70,7 @@ class Passing:
         cls,
         model: Any,
         x: Tensor,
-        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         pictures: Sequence[int],
         of: int,
         crops: tuple[Crop, ...],
@@ -79,12 +79,12 @@ class Passing:
 
         `pictures` and `crops` are as in `Places`, and `of` is how many pictures there are in all.
         """
-        shape = picture_shape(x, given)
+        shape = picture_shape(x, arguments)
         network = model.diffusion_model
         patch = patch_of(network)
-        earlier, later = _other_pictures(network, given)
+        earlier, later = _other_pictures(network, arguments)
         # HiDream-O1 gets its references as patches.
-        patches = given.get("ref_patches")
+        patches = arguments.get("ref_patches")
         return cls(
             pictures=tuple(pictures),
             of=of,
@@ -92,11 +92,11 @@ class Passing:
             size=shape[2:],
             patch=patch,
             pace=_pace(model) if len(shape) == 5 else 1,
-            text=_text(network, given),
-            kept=int(given.get("ar_len") or 0),
+            text=_text(network, arguments),
+            kept=int(arguments.get("ar_len") or 0),
             multiple=int(getattr(network, "pad_tokens_multiple", None) or 1),
-            earlier=sum(math.prod(_grid(one.shape[2:], patch)) for one in earlier),
-            later=sum(math.prod(_grid(one.shape[2:], patch)) for one in later)
+            earlier=sum(math.prod(_grid(latent.shape[2:], patch)) for latent in earlier),
+            later=sum(math.prod(_grid(latent.shape[2:], patch)) for latent in later)
             + (0 if patches is None else patches.shape[1]),
         )
 
@@ -107,10 +107,10 @@ class Passing:
             samples = len(self.pictures)
             if len(shape) > 1 and shape[0] != samples:
                 # For example, the samples may be parts of pictures.
-                found: Places | Unlike = Unlike(f"{shape[0]} samples", f"{samples}")
+                places: Places | Unlike = Unlike(f"{shape[0]} samples", f"{samples}")
             else:
-                found = self._places(kind, math.prod(shape) // samples)
-            self._kept[kind, shape] = found
+                places = self._places(kind, math.prod(shape) // samples)
+            self._kept[kind, shape] = places
         return self._kept[kind, shape]
 
     def everywhere(self, shape: Shape) -> Places:
@@ -169,9 +169,9 @@ class Passing:
         return None
 
 
-def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
+def picture_shape(x: Tensor, arguments: Mapping[str, Any]) -> Shape:
     """The shape of the pictures' latent in x, which may hold a latent of sound too."""
-    shapes = given.get("latent_shapes")
+    shapes = arguments.get("latent_shapes")
     return tuple(shapes[0]) if shapes else tuple(x.shape)
 
 
@@ -199,26 +199,28 @@ def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[r
 
 def _grid(size: Shape, patch: tuple[int, int, int]) -> Shape:
     """The tokens of a latent of this size along each axis."""
-    return tuple(-(-one // step) for one, step in zip(size, patch[3 - len(size) :], strict=True))
+    return tuple(-(-extent // step) for extent, step in zip(size, patch[3 - len(size) :], strict=True))
 
 
-def _text(network: Any, given: Mapping[str, Any]) -> int:
+def _text(network: Any, arguments: Mapping[str, Any]) -> int:
     """The number of text tokens in a pass, plus that of sound tokens."""
     several = getattr(network, "c_clip_seq", None)
     if several is not None:
         # Stable Cascade makes several tokens from a vector.
-        vectors = [given.get(name) for name in ("clip_text_pooled", "clip_img", "clip")]
-        made = sum(several * (one.shape[1] if one.ndim > 2 else 1) for one in vectors if one is not None)
-        text = given.get("clip_text")
-        return made if text is None else made + text.shape[1]
-    numbers = given.get("input_ids")
+        vectors = [arguments.get(name) for name in ("clip_text_pooled", "clip_img", "clip")]
+        tokens = sum(
+            several * (vector.shape[1] if vector.ndim > 2 else 1) for vector in vectors if vector is not None
+        )
+        text = arguments.get("clip_text")
+        return tokens if text is None else tokens + text.shape[1]
+    numbers = arguments.get("input_ids")
     if numbers is not None:
         # HiDream-O1 takes the text as token ids, and no other text.
         return numbers.shape[1]
-    texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
+    texts = [arguments.get(name) for name in ("c_crossattn", "txt_byt5")]
     count = sum(text.shape[1] for text in texts if text is not None)
     # HiDream takes a text twice: from the last layer of its encoder, and from the layer chosen for a block.
-    layers = given.get("encoder_hidden_states_llama3")
+    layers = arguments.get("encoder_hidden_states_llama3")
     if layers is not None:
         count += 2 * layers.shape[2]
     # AuraFlow's own tokens count as text.
@@ -227,21 +229,21 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
         count += registers.shape[1]
     # MiniMax-H3 has sound tokens too.
     if hasattr(network, "audio_patch_proj"):
-        sounds = (given.get("minimax_payload") or {}).get("cond_audio_latents", ())
-        shapes = [given["latent_shapes"][1], *(one.shape for one in sounds)]
+        sounds = (arguments.get("minimax_payload") or {}).get("cond_audio_latents", ())
+        shapes = [arguments["latent_shapes"][1], *(sound.shape for sound in sounds)]
         count += sum(math.prod(shape[2:]) for shape in shapes)
     return count
 
 
-def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+def _other_pictures(network: Any, arguments: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     """The latents whose tokens come before the picture's, and those whose tokens come after."""
-    named = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
-    later = [one for one in (*named, given.get("time_dim_concat")) if one is not None]
+    named = [*(arguments.get("ref_latents") or ()), *(arguments.get("context_latents") or ())]
+    later = [latent for latent in (*named, arguments.get("time_dim_concat")) if latent is not None]
     # OmniGen2 and Boogu take the other pictures first.
     if hasattr(network, "ref_image_patch_embedder"):
         return later, []
-    earlier = list((given.get("minimax_payload") or {}).get("cond_video_latents", ()))
-    first = given.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
+    earlier = list((arguments.get("minimax_payload") or {}).get("cond_video_latents", ()))
+    first = arguments.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
     return earlier if first is None else [first, *earlier], later
 
 
@@ -262,14 +264,14 @@ def blended_attention(blend: Blend, before: Attention | None) -> Attention:
     """
 
     def attend(run: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
-        def one(k: Tensor, v: Tensor) -> Tensor:
+        def attended(k: Tensor, v: Tensor) -> Tensor:
             return run(q, k, v, *args, **named) if before is None else before(run, q, k, v, *args, **named)
 
         # Only our batches of keys are larger than the queries'. HyperTile makes larger batches of queries.
         if len(k) <= len(q) and len(v) <= len(q):
-            return one(k, v)
+            return attended(k, v)
         count = 1 + len(blend.apart)
         keys, values = (each.chunk(count) if len(each) > len(q) else [each] * count for each in (k, v))
-        return blend(one(keys[0], values[0]), map(one, keys[1:], values[1:]))
+        return blend(attended(keys[0], values[0]), map(attended, keys[1:], values[1:]))
 
     return attend

@@ -39,15 +39,15 @@ class CalledInTurn:
         """The blend of all turns. `first` is the output of the first one; the others are called here."""
         packed = isinstance(first, tuple)
 
-        def made(turn: int) -> Tensor:
+        def called_again(turn: int) -> Tensor:
             self._turn = turn
             # `forward` does not run the hooks again.
-            found = attention.forward(*args, **kwargs)
-            return found[0] if packed else found
+            output = attention.forward(*args, **kwargs)
+            return output[0] if packed else output
 
         base = first[0] if packed else first
         try:
-            total = self._blend(base, map(made, range(1, 1 + len(self._blend.apart))))
+            total = self._blend(base, map(called_again, range(1, 1 + len(self._blend.apart))))
         finally:
             self._turn = 0
         return (total, *first[1:]) if packed else total

@@ -103,8 +103,8 @@ def _layers_given(method: ast.FunctionDef, function: str) -> set[str]:
         layer
         for node in ast.walk(method)
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == function
-        for given in (*node.args, *(keyword.value for keyword in node.keywords))
-        if (layer := _own(given))
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords))
+        if (layer := _own(argument))
     }
 
 

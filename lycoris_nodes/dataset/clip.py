@@ -81,8 +81,8 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
     Raises TrainError for a clip that cannot be read or is too long.
     """
     if path.is_dir():
-        found = frame_files(path)
-        return ClipFacts(size_of(found[0]), len(found))
+        files = frame_files(path)
+        return ClipFacts(size_of(files[0]), len(files))
     if is_animated(path):
         with _readable(path):
             seconds, count = _bounded(path, sum(shown := animation_of(path).seconds)), len(shown)
@@ -139,23 +139,23 @@ def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: fl
 
 def frame_files(folder: Path) -> list[Path]:
     """The pictures in a folder, in natural order. Raises TrainError for none, and for several sizes."""
-    found = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
-    if not found:
+    frames = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
+    if not frames:
         raise TrainError(
             f"a folder whose name ends in {FRAMES} is a clip, and this one has no frames",
             file=str(folder),
             expected=f"pictures that end in {', '.join(PICTURES)}",
             hint="Put its frames there, or take it out of the folder",
         )
-    sizes = {path: size_of(path) for path in found}
-    if other := next((path for path in found if sizes[path] != sizes[found[0]]), None):
+    sizes = {path: size_of(path) for path in frames}
+    if other := next((path for path in frames if sizes[path] != sizes[frames[0]]), None):
         raise TrainError(
             "all frames of a clip must have one size",
             file=str(other),
             got="{} x {}".format(*sizes[other]),
-            expected="{} x {}".format(*sizes[found[0]]),
+            expected="{} x {}".format(*sizes[frames[0]]),
         )
-    return found
+    return frames
 
 
 def _is_frame(path: Path) -> bool:
@@ -176,11 +176,11 @@ def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Ten
         )
     else:
         chosen = _at_times(path, [(cut.start + n) / rate for n in range(cut.count)])
-    made = [
-        np.asarray(one.resize(fitted.size, Image.Resampling.LANCZOS, box=fitted.box), np.float32) / 255
-        for one in chosen
+    frames = [
+        np.asarray(image.resize(fitted.size, Image.Resampling.LANCZOS, box=fitted.box), np.float32) / 255
+        for image in chosen
     ]
-    return torch.from_numpy(np.stack(made))
+    return torch.from_numpy(np.stack(frames))
 
 
 def sound_of(path: Path, cut: Cut, rate: float, samples: int) -> Tensor:
@@ -193,23 +193,23 @@ def sound_of(path: Path, cut: Cut, rate: float, samples: int) -> Tensor:
         stream = container.streams.audio[0]
         begin = float((pictures.start_time or 0) * pictures.time_base) + cut.start / rate
         count, channels = round(cut.count / rate * samples), min(2, stream.channels)
-        made = torch.zeros(1, channels, count)
+        sound = torch.zeros(1, channels, count)
         place: int | None = None
         mixed = cast("Any", av).AudioResampler("fltp", "stereo" if channels == 2 else "mono", samples)
         # The resampler gives its last samples for None.
         for frame in chain(container.decode(stream), [None]):
             for part in mixed.resample(frame):
                 values = torch.from_numpy(part.to_ndarray())
-                told = round((float(part.time or 0.0) - begin) * samples)
+                start = round((float(part.time or 0.0) - begin) * samples)
                 # Some files round times to a thousandth of a second.
-                first = told if place is None or abs(told - place) > GAP * samples else place
+                first = start if place is None or abs(start - place) > GAP * samples else place
                 place = first + values.shape[1]
                 if first >= count:
-                    return made
+                    return sound
                 if place > 0:
                     values = values[:, max(0, -first) : count - first]
-                    made[0, :, max(0, first) : max(0, first) + values.shape[1]] = values
-    return made
+                    sound[0, :, max(0, first) : max(0, first) + values.shape[1]] = values
+    return sound
 
 
 def hash_of(path: Path) -> str:

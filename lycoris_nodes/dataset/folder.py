@@ -129,11 +129,11 @@ class PictureFolder:
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
         drawn: set[Path] = set()
-        given: set[Path] = set()
+        referenced: set[Path] = set()
         masks_for: dict[Path, list[Path]] = {}
 
         def leave(reason: str, paths: Iterable[Path]) -> None:
-            left_out[reason] += [_below(one, path) for one in paths]
+            left_out[reason] += [_below(file, path) for file in paths]
 
         for folder, folders, files in os.walk(path, onerror=_raised):
             here = Path(folder)
@@ -146,52 +146,56 @@ class PictureFolder:
             leave(REGULAR, [here / name for name in regular])
             folders[:] = [name for name in folders if name not in (*framed, *regular)]
             names = [name for name in files if not _is_hidden(name)]
-            told = _lists_of(names)
-            lists.add(here, told)
-            found, rest = _in_one_folder(here, [*(name for name in names if name not in told), *framed])
-            beside[here] = _taken_out(here, folders, lists, has_pictures=bool(found))
-            shelves |= {one: _shelf_of(one) for one in beside[here]}
-            masks = _masks_beside(here, folders, lists, has_pictures=bool(found))
+            listed = _lists_of(names)
+            lists.add(here, listed)
+            found_here, rest = _in_one_folder(
+                here, [*(name for name in names if name not in listed), *framed]
+            )
+            beside[here] = _taken_out(here, folders, lists, has_pictures=bool(found_here))
+            shelves |= {folder: _shelf_of(folder) for folder in beside[here]}
+            masks = _masks_beside(here, folders, lists, has_pictures=bool(found_here))
             drawn |= {*masks}
-            if not found:
+            if not found_here:
                 masks_for[here] = masks
             else:
-                found = _with_masks(found, masks or masks_for.get(here.parent, []))
+                found_here = _with_masks(found_here, masks or masks_for.get(here.parent, []))
                 shown = beside[here] or beside.get(here.parent, [])
-                found = _with_references(found, [shelves[folder] for folder in shown])
-            given |= {reference for one in found for reference in one.references}
+                found_here = _with_references(found_here, [shelves[folder] for folder in shown])
+            referenced |= {reference for picture in found_here for reference in picture.references}
             repeats, subject = _repeats_of(here.relative_to(path))
             leave(OTHERS, rest)
             if not repeats:
-                leave(OTHERS, [one.path for one in found])
+                leave(OTHERS, [picture.path for picture in found_here])
                 continue
             pictures += [
                 replace(
-                    one,
-                    name=_below(one.path, path),
+                    picture,
+                    name=_below(picture.path, path),
                     # Clips only belong to clips where the model learns pictures alone.
                     references=tuple(
-                        shown for shown in one.references if clips or one.is_clip or shown not in one.controls
+                        shown
+                        for shown in picture.references
+                        if clips or picture.is_clip or shown not in picture.controls
                     ),
-                    listed=one.listed or ("" if one.caption else lists.caption_of(one.path)),
+                    listed=picture.listed or ("" if picture.caption else lists.caption_of(picture.path)),
                     repeats=repeats,
                     subject=subject,
                 )
-                for one in found
+                for picture in found_here
             ]
-        used = {reference for one in pictures for reference in one.references}
-        shown = {file for one in shelves for file in _files_of(one)}
-        used |= {one.mask for one in pictures if one.mask}
-        used |= {mask for one in pictures for _, mask in one.reference_masks}
-        leave(OTHERS, (shown | drawn | given) - used)
+        used = {reference for picture in pictures for reference in picture.references}
+        shown = {file for shelf in shelves for file in _files_of(shelf)}
+        used |= {picture.mask for picture in pictures if picture.mask}
+        used |= {mask for picture in pictures for _, mask in picture.reference_masks}
+        leave(OTHERS, (shown | drawn | referenced) - used)
         leave(UNTOLD, lists.unused)
-        left_out[UNTOLD] += [one for one in left_out[OTHERS] if one.lower().endswith(MAY_TELL)]
-        left_out[OTHERS] = [one for one in left_out[OTHERS] if not one.lower().endswith(MAY_TELL)]
-        leave(ALONE, [one.path for one in pictures if one.is_alone])
-        pictures = [one for one in pictures if not one.is_alone]
+        left_out[UNTOLD] += [name for name in left_out[OTHERS] if name.lower().endswith(MAY_TELL)]
+        left_out[OTHERS] = [name for name in left_out[OTHERS] if not name.lower().endswith(MAY_TELL)]
+        leave(ALONE, [picture.path for picture in pictures if picture.is_alone])
+        pictures = [picture for picture in pictures if not picture.is_alone]
         if not clips:
-            leave(FILMED, [one.path for one in pictures if one.is_clip])
-            pictures = [one for one in pictures if not one.is_clip]
+            leave(FILMED, [picture.path for picture in pictures if picture.is_clip])
+            pictures = [picture for picture in pictures if not picture.is_clip]
         reasons = {reason: tuple(sorted(names)) for reason, names in left_out.items() if names}
         if not pictures:
             raise TrainError(
@@ -232,7 +236,7 @@ def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Pa
         if of in stems:
             masks[of] = path
     of_others = {*masks.values(), *(path for each in references.values() for _, path in each)}
-    found: list[Found] = []
+    pictures_here: list[Found] = []
     for name, path in sorted(pictures.items()):
         stem = name.rpartition(".")[0]
         if path in of_others:
@@ -243,15 +247,16 @@ def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Pa
             listed = caption_of_json(of_it)
         shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
         of_shown = tuple(
-            (one, mask)
-            for one in shown
-            if (mask := masks.get(alike(one.name).rpartition(".")[0])) and _are_pictures(one, mask)
+            (reference, mask)
+            for reference in shown
+            if (mask := masks.get(alike(reference.name).rpartition(".")[0]))
+            and _are_pictures(reference, mask)
         )
         rest = (masks.get(stem), shown, of_shown, is_film(path))
-        found.append(Found(path, path.name, caption, listed or "", *rest))
+        pictures_here.append(Found(path, path.name, caption, listed or "", *rest))
         used |= {path, *shown, *(mask for _, mask in of_shown)}
-        used |= {one for one in (caption, masks.get(stem), of_it if listed else None) if one}
-    return found, [path for name in names if (path := folder / name) not in used]
+        used |= {file for file in (caption, masks.get(stem), of_it if listed else None) if file}
+    return pictures_here, [path for name in names if (path := folder / name) not in used]
 
 
 def _masks_beside(folder: Path, folders: list[str], lists: Lists, *, has_pictures: bool) -> list[Path]:
@@ -278,7 +283,9 @@ def _are_told(files: list[Path], lists: Lists) -> bool:
 def _with_masks(pictures: list[Found], files: list[Path]) -> list[Found]:
     """The pictures with their masks among these files."""
     masks = {alike(path.stem): path for path in files if path.name.lower().endswith(PICTURES)}
-    return [replace(one, mask=one.mask or masks.get(alike(one.path.stem))) for one in pictures]
+    return [
+        replace(picture, mask=picture.mask or masks.get(alike(picture.path.stem))) for picture in pictures
+    ]
 
 
 def _taken_out(folder: Path, folders: list[str], lists: Lists, *, has_pictures: bool) -> list[Path]:
@@ -286,13 +293,13 @@ def _taken_out(folder: Path, folders: list[str], lists: Lists, *, has_pictures: 
 
     If there is nothing else, and they have captions, they are learned.
     """
-    found = {name: match for name in folders if (match := BESIDE_FOLDERS.fullmatch(name.lower()))}
-    alone = not has_pictures and len(found) == len(folders)
-    if alone and _are_told([path for name in found for path in _files_of(folder / name)], lists):
+    matches = {name: match for name in folders if (match := BESIDE_FOLDERS.fullmatch(name.lower()))}
+    alone = not has_pictures and len(matches) == len(folders)
+    if alone and _are_told([path for name in matches for path in _files_of(folder / name)], lists):
         return []
-    for name in found:
+    for name in matches:
         folders.remove(name)
-    return [folder / name for name in sorted(found, key=lambda name: (int(found[name][1] or 0), name))]
+    return [folder / name for name in sorted(matches, key=lambda name: (int(matches[name][1] or 0), name))]
 
 
 _Shelf = dict[str, list[tuple[str, Path, Path | None]]]
@@ -301,7 +308,7 @@ _Shelf = dict[str, list[tuple[str, Path, Path | None]]]
 
 def _shelf_of(folder: Path) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
-    found: dict[str, list[tuple[int, str, Path]]] = {}
+    references: dict[str, list[tuple[int, str, Path]]] = {}
     files = [path for path in _files_of(folder) if path.name.lower().endswith((*PICTURES, *FILMS))]
     names = {alike(path.stem) for path in files if _are_pictures(path)}
     masks: dict[str, Path] = {}
@@ -311,12 +318,13 @@ def _shelf_of(folder: Path) -> _Shelf:
         if of in names and _are_pictures(path):
             masks[of] = path
         else:
-            found.setdefault(name, []).append((-1, name, path))
+            references.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")
             if front and number.isdecimal():
-                found.setdefault(front, []).append((int(number), name, path))
+                references.setdefault(front, []).append((int(number), name, path))
     return {
-        key: [(name, path, masks.get(name)) for _, name, path in sorted(rows)] for key, rows in found.items()
+        key: [(name, path, masks.get(name)) for _, name, path in sorted(rows)]
+        for key, rows in references.items()
     }
 
 
@@ -327,17 +335,19 @@ def _are_pictures(*paths: Path) -> bool:
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
     """The pictures with their references. `a_1` belongs to the picture `a_1` if there is one, else to `a`."""
-    names = {alike(one.path.stem) for one in pictures}
-    made: list[Found] = []
-    for one in pictures:
-        own = alike(one.path.stem)
+    names = {alike(picture.path.stem) for picture in pictures}
+    completed: list[Found] = []
+    for target in pictures:
+        own = alike(target.path.stem)
         rows = [
             row for shelf in shelves for row in shelf.get(own, ()) if row[0] == own or row[0] not in names
         ]
         masks = tuple((path, mask) for _, path, mask in rows if mask)
-        references = (*one.references, *(path for _, path, _ in rows))
-        made.append(replace(one, references=references, reference_masks=(*one.reference_masks, *masks)))
-    return made
+        references = (*target.references, *(path for _, path, _ in rows))
+        completed.append(
+            replace(target, references=references, reference_masks=(*target.reference_masks, *masks))
+        )
+    return completed
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -352,17 +362,17 @@ def _files_of(folder: Path) -> list[Path]:
 def _repeats_of(folder: Path) -> tuple[int, str]:
     """The repeats and subject of a folder's pictures, by the name of the nearest folder that states them."""
     for part in reversed(folder.parts):
-        if found := REPEATED.fullmatch(part):
-            return int(found[1]), found[2].replace("_", " ").strip()
+        if match := REPEATED.fullmatch(part):
+            return int(match[1]), match[2].replace("_", " ").strip()
     return 1, ""
 
 
 def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
     """Divide the repeats by their common factor: only their proportions matter to a training."""
-    common = math.gcd(*(one.repeats for one in pictures))
-    samples = sum(one.repeats for one in pictures) // common
+    common = math.gcd(*(picture.repeats for picture in pictures))
+    samples = sum(picture.repeats for picture in pictures) // common
     if samples > MOST:
-        most = max(pictures, key=lambda one: one.repeats)
+        most = max(pictures, key=lambda picture: picture.repeats)
         raise TrainError(
             "the folders' names repeat pictures too often",
             file=str(most.path.parent),
@@ -371,7 +381,7 @@ def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
             hint="A number and `_` at the start of a folder's name say how often its pictures count. Rename "
             "the folder",
         )
-    return tuple(replace(one, repeats=one.repeats // common) for one in pictures)
+    return tuple(replace(picture, repeats=picture.repeats // common) for picture in pictures)
 
 
 def _below(path: Path, folder: Path) -> str:

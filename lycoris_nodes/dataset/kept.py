@@ -75,13 +75,13 @@ class Kept:
 
     def sweep(self) -> int:
         """Delete files above the limit, and return the bytes left."""
-        found: list[tuple[float, int, Path]] = []
+        files: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*.safetensors") if self.folder else ():
             with suppress(FileNotFoundError):
                 state = path.stat()
-                found.append((state.st_mtime, state.st_size, path))
-        size = sum(each for _, each, _ in found)
-        for _, each, path in sorted(found):
+                files.append((state.st_mtime, state.st_size, path))
+        size = sum(each for _, each, _ in files)
+        for _, each, path in sorted(files):
             if size <= self.most:
                 break
             if path not in self._used:

@@ -91,11 +91,11 @@ class Lists:
         """The caption of a picture; "" where no list has one."""
         for folder in picture.parents:
             # Of the lists that kohya-ss/sd-scripts make one from another, the last has them all.
-            for one in reversed(self._found.get(folder, [])):
-                known = [one.texts.get(key) for key in _forms(str(picture))]
-                known += [one.by_name.get(key) for key in _forms(picture.name)]
+            for listing in reversed(self._found.get(folder, [])):
+                known = [listing.texts.get(key) for key in _forms(str(picture))]
+                known += [listing.by_name.get(key) for key in _forms(picture.name)]
                 if text := next(filter(None, known), None):
-                    one.used = True
+                    listing.used = True
                     return text
             if folder == self.root:
                 break
@@ -104,7 +104,7 @@ class Lists:
     @property
     def unused(self) -> list[Path]:
         """The lists from which no caption was taken."""
-        return [one.path for each in self._found.values() for one in each if not one.used]
+        return [listing.path for each in self._found.values() for listing in each if not listing.used]
 
 
 def _forms(name: str) -> tuple[str, str]:
@@ -121,16 +121,16 @@ def _read(path: Path, raw: bytes) -> _List:
             got=f"{count} brackets",
             expected=f"at most {OPENED}",
         )
-    made = _List(path)
+    listing = _List(path)
     kind = path.suffix.lower()
     rows = {".jsonl": _lines, ".csv": _table, ".json": _entries}[kind](path, text)
     for name, caption in rows:
         place = name.replace("\\", "/")
-        made.texts[alike(str(path.parent / place))] = caption
+        listing.texts[alike(str(path.parent / place))] = caption
         if kind == ".json" or ANYWHERE.match(place.lower()):
             key = alike(place.rpartition("/")[2])
-            made.by_name[key] = caption if made.by_name.get(key, caption) == caption else None
-    return made
+            listing.by_name[key] = caption if listing.by_name.get(key, caption) == caption else None
+    return listing
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
@@ -151,7 +151,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     header: list[str] = []
     try:
-        header = [one.strip() for one in next(reader, [])]
+        header = [title.strip() for title in next(reader, [])]
         for cells in reader:
             if cells:
                 yield _row(dict(zip(header, cells, strict=False)), path)
@@ -194,7 +194,7 @@ def _caption(row: Mapping[str, Any]) -> str:
     if key in ("caption", "") and row.get("tags") is not None:
         tags = row["tags"]
         parts += cast("list[Any]", tags) if isinstance(tags, list) else [tags]
-    if other := next((one for one in parts if not isinstance(one, str)), None):
+    if other := next((part for part in parts if not isinstance(part, str)), None):
         raise TypeError(f"{key or 'tags'} is of the type {type(other).__name__}")
     return ", ".join(part for part in parts if part)
 

@@ -169,13 +169,13 @@ class DataSet:
     @property
     def masks(self) -> list[Tensor]:
         """A mask for each sample that is trained on, white where it has none; [] if no sample has one."""
-        if not any(one.mask is not None for one in self.training):
+        if not any(sample.mask is not None for sample in self.training):
             return []
         # One value, expanded, takes no memory.
         white = torch.ones(1, 1, 1)
         return [
-            white.expand(1, one.size[1], one.size[0]) if one.mask is None else one.mask
-            for one in self.training
+            white.expand(1, sample.size[1], sample.size[0]) if sample.mask is None else sample.mask
+            for sample in self.training
         ]
 
 
@@ -226,12 +226,12 @@ class _Planned:
         """The caption in all its choices and orders; for a held-out picture only the first."""
         if self.held_out:
             return choices_of(self.text)[:1]
-        found = [
+        texts = [
             order
             for text in choices_of(self.text)
             for order in orders_of(text, settings.tag_orders, settings.kept_tags)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(texts))
 
 
 def prepared(
@@ -261,19 +261,21 @@ def prepared(
         _check_sounds(planned, shown, settings)
     together = shown.references is not None and bool(shown.references.node)
 
-    def is_pair(one: _Planned) -> bool:
+    def is_pair(picture: _Planned) -> bool:
         """Whether its captions are encoded together with what it is given."""
-        if one.clip:
-            return bool((given := _given(one, shown)) and given.encode)
-        return together and bool(one.found.references)
+        if picture.clip:
+            return bool((how := _given(picture, shown)) and how.encode)
+        return together and bool(picture.found.references)
 
-    texts = sorted({text for one in planned if not is_pair(one) for text in one.texts(settings)} | {""})
-    count = sum(len(one.views) for one in planned)
-    pairs = sum(len(one.views) * len(one.texts(settings)) for one in planned if is_pair(one))
+    texts = sorted(
+        {text for picture in planned if not is_pair(picture) for text in picture.texts(settings)} | {""}
+    )
+    count = sum(len(picture.views) for picture in planned)
+    pairs = sum(len(picture.views) * len(picture.texts(settings)) for picture in planned if is_pair(picture))
     total = count + len(texts) + pairs
     update, done = progress(total), 0
 
-    def told(what: str, number: int, of: int) -> None:
+    def tell(what: str, number: int, of: int) -> None:
         nonlocal done
         stage(what, number, of)
         done += 1
@@ -285,16 +287,16 @@ def prepared(
     pictures = _Pictures(settings, vae, kept, check, shown)
     encoded: list[list[_Encoded]] = []
     sounds_made = 0
-    for number, one in enumerate(planned):
+    for number, target in enumerate(planned):
         encoded.append([])
-        for view in one.views:
-            told("pictures", done + 1, count)
+        for view in target.views:
+            tell("pictures", done + 1, count)
             try:
-                value, before = pictures.encoded(one, view), kept.made
+                value, before = pictures.encoded(target, view), kept.made
             except TrainError as error:
-                rest = [other for other in planned[number + 1 :] if other.found is not one.found]
+                rest = [other for other in planned[number + 1 :] if other.found is not target.found]
                 raise _together([error, *_unreadable(rest)], folder) from error
-            sound = pictures.sound(one, view)
+            sound = pictures.sound(target, view)
             sounds_made += kept.made - before
             encoded[-1].append(replace(value, sound=sound))
     pictures_made = kept.made - sounds_made
@@ -302,34 +304,40 @@ def prepared(
     references = sum(len(view.references) for views in encoded for view in views)
     conditionings: dict[str, Conditioning] = {}
     for text in texts:
-        told("captions", done - count + 1, len(texts) + pairs)
+        tell("captions", done - count + 1, len(texts) + pairs)
         # The text may name a file of an embedding, which can change.
         key = None if "embedding:" in text or clip.identity is None else key_of("text", clip.identity, text)
         encoded_text = kept.fetch(key, lambda text=text: clip.encode(text))
         conditionings[text] = _saying(encoded_text, words_of(text))
     samples: dict[bool, list[PreparedPicture]] = {True: [], False: []}
-    for one, views in zip(planned, encoded, strict=True):
-        made: list[PreparedPicture] = []
-        told_of_it = _told(one, settings)
+    for target, views in zip(planned, encoded, strict=True):
+        made_of_picture: list[PreparedPicture] = []
+        settings_told = _told(target, settings)
         # One object for all its views, so that it is prepared for the model once.
         captions = {
-            text: _saying(conditionings[text], told_of_it) for text in one.texts(settings) if not is_pair(one)
+            text: _saying(conditionings[text], settings_told)
+            for text in target.texts(settings)
+            if not is_pair(target)
         }
-        for view, value in zip(one.views, views, strict=True):
-            for text in one.texts(settings):
-                if not is_pair(one):
+        for view, value in zip(target.views, views, strict=True):
+            for text in target.texts(settings):
+                if not is_pair(target):
                     conditioning = captions[text]
                     if value.references:
                         conditioning = with_references(conditioning, pictures.kind.key, value.references)
                 else:
-                    told("captions", done - count + 1, len(texts) + pairs)
-                    conditioning = pictures.caption(one, view, text, clip)
-                    conditioning = _saying(conditioning, {**told_of_it, **words_of(text)})
+                    tell("captions", done - count + 1, len(texts) + pairs)
+                    conditioning = pictures.caption(target, view, text, clip)
+                    conditioning = _saying(conditioning, {**settings_told, **words_of(text)})
                 conditioning = _saying(conditioning, value.given)
-                rest = (value.mask, value.noise_mask, one.fit.size, value.sound)
-                made.append(PreparedPicture(value.latent, text, conditioning, *rest))
-        samples[one.held_out] += made * (1 if one.held_out else one.found.repeats * one.times)
-    masked = {one.found for one, views in zip(planned, encoded, strict=True) if views[0].mask is not None}
+                rest = (value.mask, value.noise_mask, target.fit.size, value.sound)
+                made_of_picture.append(PreparedPicture(value.latent, text, conditioning, *rest))
+        samples[target.held_out] += made_of_picture * (
+            1 if target.held_out else target.found.repeats * target.times
+        )
+    masked = {
+        picture.found for picture, views in zip(planned, encoded, strict=True) if views[0].mask is not None
+    }
     made_now = [number_of(pictures_made, "picture")]
     made_now += [number_of(sounds_made, "sound")] if sounds else []
     captions_made = number_of(kept.made - pictures_made - sounds_made, "caption")
@@ -339,11 +347,12 @@ def prepared(
         _place(kept, kept.sweep()),
     ]
     largest = {
-        one.found: (one, views) for one, views in zip(reversed(planned), reversed(encoded), strict=True)
+        picture.found: (picture, views)
+        for picture, views in zip(reversed(planned), reversed(encoded), strict=True)
     }
     first = [
-        _row([*pictures.small_references(one), views[0].small])
-        for one, views in [*reversed(largest.values())][:SHOWN]
+        _row([*pictures.small_references(picture), views[0].small])
+        for picture, views in [*reversed(largest.values())][:SHOWN]
     ]
     return DataSet(samples[False], samples[True], conditionings[""], _side_by_side(first), report)
 
@@ -366,15 +375,15 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
     takes = shown.given.takes if shown.given else None
     most = shown.references.most if shown.references else takes.most if takes and takes.references else 0
     most_clips = len(takes.controls) if takes else 0
-    for one in planned:
+    for picture in planned:
         for paths, number, what in (
-            (one.found.still_references, most, "references"),
-            (one.found.controls, most_clips, "clips as references"),
+            (picture.found.still_references, most, "references"),
+            (picture.found.controls, most_clips, "clips as references"),
         ):
             if len(paths) > number:
                 raise TrainError(
                     f"there are more {what} than the model takes" if number else f"the model takes no {what}",
-                    file=str(one.found.path),
+                    file=str(picture.found.path),
                     got=few([path.name for path in paths]),
                     expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
                     hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
@@ -385,25 +394,25 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                         else ""
                     ),
                 )
-        if one.found.references and shown.references is None and one.clip is None:
+        if picture.found.references and shown.references is None and picture.clip is None:
             raise TrainError(
                 "the model takes references of clips, and this is a picture",
-                file=str(one.found.path),
-                got=few([path.name for path in one.found.references]),
+                file=str(picture.found.path),
+                got=few([path.name for path in picture.found.references]),
                 hint="Take its references out of the folder",
             )
-        for path in one.found.still_references:
+        for path in picture.found.still_references:
             kind = shown.references
             if kind and kind.encoded and not (kind.node and kind.scales):
-                _check_cut(path, _fit_of_reference(path, one, kind, settings), settings)
-        for path, control in zip(one.found.controls, one.controls, strict=True):
-            wanted = max(view.cut.start + view.cut.count for view in one.views if view.cut)
+                _check_cut(path, _fit_of_reference(path, picture, kind, settings), settings)
+        for path, control in zip(picture.found.controls, picture.controls, strict=True):
+            wanted = max(view.cut.start + view.cut.count for view in picture.views if view.cut)
             if control.frames < wanted:
                 raise TrainError(
                     "a clip is shorter than the one that it belongs to",
                     file=str(path),
                     got=number_of(control.frames, "frame"),
-                    expected=f"at least {wanted}, as {one.found.name}",
+                    expected=f"at least {wanted}, as {picture.found.name}",
                     hint="Make both equally long, or lower `frames` or `cuts`",
                 )
 
@@ -416,11 +425,13 @@ def _check_sounds(planned: Sequence[_Planned], shown: Shown, settings: PictureSe
             key="audio_vae",
             hint="Link its audio VAE, so that the sound of the clips is learned too",
         )
-    rest = [one.found.name for one in planned if one.clip is None or not one.clip.sounds]
+    rest = [picture.found.name for picture in planned if picture.clip is None or not picture.clip.sounds]
     rest += [
-        one.found.name
-        for one in planned
-        if one.found.name not in rest and one.views[0].cut and one.views[0].cut.count < settings.frame_least
+        picture.found.name
+        for picture in planned
+        if picture.found.name not in rest
+        and picture.views[0].cut
+        and picture.views[0].cut.count < settings.frame_least
     ]
     if rest:
         raise TrainError(
@@ -431,52 +442,52 @@ def _check_sounds(planned: Sequence[_Planned], shown: Shown, settings: PictureSe
 
 
 def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[_Planned]:
-    found = folder.pictures
-    if settings.held_out >= len(found):
+    pictures = folder.pictures
+    if settings.held_out >= len(pictures):
         raise TrainError(
-            f"held_out leaves no picture to train on: the folder has {len(found)}",
+            f"held_out leaves no picture to train on: the folder has {len(pictures)}",
             key="held_out",
             got=str(settings.held_out),
-            expected=f"at most {len(found) - 1}",
+            expected=f"at most {len(pictures) - 1}",
             hint="Hold out fewer, or add pictures",
         )
     # Chosen by a hash of the name, so that adding pictures changes few of the held-out ones.
-    ordered = sorted(found, key=lambda one: key_of(one.name))
+    ordered = sorted(pictures, key=lambda picture: key_of(picture.name))
     held_out = set(ordered[: settings.held_out])
-    texts = [_text_of(one, settings.trigger) for one in found]
-    missing = [one.name for one, text in zip(found, texts, strict=True) if not text]
+    texts = [_text_of(picture, settings.trigger) for picture in pictures]
+    missing = [picture.name for picture, text in zip(pictures, texts, strict=True) if not text]
     if missing:
         raise TrainError(
             "there are pictures without a caption",
             file=str(folder.path),
-            got=f"{len(missing)} of {len(found)}: {few(missing)}",
+            got=f"{len(missing)} of {len(pictures)}: {few(missing)}",
             expected="a text file of the same name beside each",
             hint="Write what is in each picture, or set a trigger word, which is then their caption",
         )
     planned: list[_Planned] = []
     bad: list[TrainError] = []
-    for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):
+    for number, (target, text) in enumerate(zip(pictures, texts, strict=True), 1):
         try:
-            clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
-            controls = tuple(facts_of(path, settings.frame_rate) for path in one.controls)
-            facts = clip or picture_facts(one.path)
+            clip = facts_of(target.path, settings.frame_rate) if target.is_clip else None
+            controls = tuple(facts_of(path, settings.frame_rate) for path in target.controls)
+            facts = clip or picture_facts(target.path)
             # A small picture may have one size in several resolutions; its references may not.
             fits: dict[tuple[PictureFit, int], list[int]] = {}
             for resolution in settings.resolutions:
                 fitted = fit(facts.size, resolution, settings.step, enlarge=settings.enlarge)
-                _check_cut(one.path, fitted, settings)
-                fits.setdefault((fitted, resolution if one.references else 0), []).append(resolution)
+                _check_cut(target.path, fitted, settings)
+                fits.setdefault((fitted, resolution if target.references else 0), []).append(resolution)
         except TrainError as error:
             bad.append(error)
             continue
-        if one.mask and is_film(one.mask):
+        if target.mask and is_film(target.mask):
             raise TrainError(
                 "a mask is a picture, and holds for all frames of its clip",
-                file=str(one.mask),
+                file=str(target.mask),
                 expected=f"a file that ends in {', '.join(PICTURES)}",
                 hint="Save one frame of it as PNG, or take it out of the folder",
             )
-        held = one in held_out
+        held = target in held_out
         cuts: Sequence[Cut | None] = [None]
         if clip:
             cuts = cuts_of(
@@ -486,10 +497,10 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
         is_animated = isinstance(facts, PictureFacts) and facts.is_animated
         planned += [
-            _Planned(one, same[0], fitted, text, held, views, clip, controls, is_animated, len(same))
+            _Planned(target, same[0], fitted, text, held, views, clip, controls, is_animated, len(same))
             for (fitted, _), same in fits.items()
         ]
-        update(number, len(found))
+        update(number, len(pictures))
     if bad:
         raise _together([*bad, *_unreadable(planned)], folder) from bad[0]
     return planned
@@ -497,10 +508,10 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
 
 def _unreadable(planned: Sequence[_Planned]) -> Generator[TrainError]:
     """The errors of pictures that cannot be decoded. Clips are not read."""
-    for one in {one.found: one for one in planned}.values():
+    for picture in {picture.found: picture for picture in planned}.values():
         try:
-            if one.clip is None:
-                whole_of(one.found.path)
+            if picture.clip is None:
+                whole_of(picture.found.path)
         except TrainError as error:
             yield error
 
@@ -515,18 +526,20 @@ def _together(errors: Sequence[TrainError], folder: PictureFolder) -> TrainError
     return TrainError(
         f"{len(errors)} files cannot be used",
         file=str(folder.path),
-        got="; ".join(f"{problem}: {', '.join(found)}" for problem, found in names.items()),
+        got="; ".join(f"{problem}: {', '.join(files)}" for problem, files in names.items()),
         hint=". ".join(dict.fromkeys(error.hint for error in errors if error.hint)),
     )
 
 
-def _fit_of_reference(path: Path, one: _Planned, kind: References, settings: PictureSettings) -> PictureFit:
+def _fit_of_reference(
+    path: Path, picture: _Planned, kind: References, settings: PictureSettings
+) -> PictureFit:
     """How a reference becomes a latent: in its target's size where both are concatenated, else in its own
     shape."""
     source = size_of(path)
     if kind.fitted:
-        return middle(source, one.fit.size)
-    return fit(source, one.resolution, settings.step, enlarge=settings.enlarge)
+        return middle(source, picture.fit.size)
+    return fit(source, picture.resolution, settings.step, enlarge=settings.enlarge)
 
 
 def _whole_fit(path: Path) -> PictureFit:
@@ -547,10 +560,10 @@ def _check_cut(path: Path, fitted: PictureFit, settings: PictureSettings) -> Non
         )
 
 
-def _text_of(found: Found, trigger: str) -> str:
+def _text_of(picture: Found, trigger: str) -> str:
     """The caption of a picture, from its file or else its folder's name, with the trigger."""
-    text = caption_of_file(found.caption) if found.caption else found.listed
-    return with_trigger(text or found.subject, trigger)
+    text = caption_of_file(picture.caption) if picture.caption else picture.listed
+    return with_trigger(text or picture.subject, trigger)
 
 
 @dataclass(frozen=True)
@@ -565,56 +578,63 @@ class _Pictures:
     hashes: dict[Path, str] = field(default_factory=dict[Path, str])
     """Hashes of clips: each is read once for all its views."""
 
-    def encoded(self, one: _Planned, view: _View) -> _Encoded:
+    def encoded(self, picture: _Planned, view: _View) -> _Encoded:
         """Encode a view."""
-        content = b"" if view.cut else _content(one.found.path)
-        mask = _content(one.found.mask) if one.found.mask else b""
-        given = _given(one, self.shown)
-        seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
-        if self.shown.listener and given and one.clip and one.clip.sounds:
+        content = b"" if view.cut else _content(picture.found.path)
+        mask = _content(picture.found.mask) if picture.found.mask else b""
+        giving = _given(picture, self.shown)
+        seeing = [self.shown.vision.identity] if self.shown.vision and giving and giving.seen else []
+        if self.shown.listener and giving and picture.clip and picture.clip.sounds:
             seeing.append(self.shown.listener.identity)
         key = None
         if self.vae.identity is not None and None not in seeing:
-            hashes = [self._hash_of(one.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
-            hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
-            how: list[Any] = [list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background]
+            hashes = [self._hash_of(picture.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
+            hashes += [hashlib.sha256(mask).hexdigest()] if picture.found.mask else []
+            how: list[Any] = [
+                list(picture.fit.size),
+                list(picture.fit.box),
+                view.mirrored,
+                self.settings.background,
+            ]
             if view.cut:
                 how += [view.cut.start, view.cut.count, self.settings.frame_rate]
-            how += [given.node, given.ends, *seeing] if given else []
-            if given and not self.shown.references:
-                how += [self._hash_of(path) for path in one.found.references]
-                if given.takes.reference_masks:
-                    how += [self._hash_of(path) for pair in one.found.reference_masks for path in pair]
+            how += [giving.node, giving.ends, *seeing] if giving else []
+            if giving and not self.shown.references:
+                how += [self._hash_of(path) for path in picture.found.references]
+                if giving.takes.reference_masks:
+                    how += [self._hash_of(path) for pair in picture.found.reference_masks for path in pair]
                 # The size that a control clip of another size than the clip's is read in.
-                how += [one.resolution, self.settings.enlarge] if one.found.controls else []
+                how += [picture.resolution, self.settings.enlarge] if picture.found.controls else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
-            value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
+            value = self.kept.fetch(key, lambda: self._made(picture, view, content, mask, giving))
             # A cached latent is of this VAE, but perhaps for another model.
             self.check(value["latent"])
         except LycorisError as error:
-            error.within(file=str(one.found.path))
+            error.within(file=str(picture.found.path))
             raise
         learned = None if value["mask"] is None else value["mask"].float() / 255
         references: list[Tensor] = []
-        if one.found.references and self.shown.references and not self.kind.node:
-            references = [self._reference(one, path, view.mirrored) for path in one.found.references]
-        told = (restored(value.get("given", {})), value.get(NOISE_MASK))
-        return _Encoded(value["latent"], learned, value["shown"], *told, references)
+        if picture.found.references and self.shown.references and not self.kind.node:
+            references = [self._reference(picture, path, view.mirrored) for path in picture.found.references]
+        given_values = (restored(value.get("given", {})), value.get(NOISE_MASK))
+        return _Encoded(value["latent"], learned, value["shown"], *given_values, references)
 
-    def sound(self, one: _Planned, view: _View) -> Tensor | None:
+    def sound(self, picture: _Planned, view: _View) -> Tensor | None:
         """The latent of a view's sound; None where it has none, or none is learned."""
         encoder, cut, rate = self.shown.sounds, view.cut, self.settings.frame_rate
-        if encoder is None or cut is None or one.clip is None or not one.clip.sounds:
+        if encoder is None or cut is None or picture.clip is None or not picture.clip.sounds:
             return None
         key = None
         if encoder.identity is not None:
-            key = key_of("sound", encoder.identity, self._hash_of(one.found.path), cut.start, cut.count, rate)
+            key = key_of(
+                "sound", encoder.identity, self._hash_of(picture.found.path), cut.start, cut.count, rate
+            )
 
-        def made() -> Tensor:
-            return encoder.encode(partial(sound_of, one.found.path, cut, rate), cut.count, rate)
+        def encode() -> Tensor:
+            return encoder.encode(partial(sound_of, picture.found.path, cut, rate), cut.count, rate)
 
-        return self.kept.fetch(key, lambda: {"sound": made()})["sound"]
+        return self.kept.fetch(key, lambda: {"sound": encode()})["sound"]
 
     def _hash_of(self, path: Path) -> str:
         if path not in self.hashes:
@@ -622,26 +642,28 @@ class _Pictures:
                 self.hashes[path] = hash_of(path)
         return self.hashes[path]
 
-    def _beside(self, one: _Planned, view: _View) -> Beside:
+    def _beside(self, picture: _Planned, view: _View) -> Beside:
         """What belongs to a cut of a clip."""
         cut, rate = view.cut, self.settings.frame_rate
-        if cut is None or one.clip is None or self.shown.references:
+        if cut is None or picture.clip is None or self.shown.references:
             return Beside()
         controls: list[Tensor] = []
-        for path, control in zip(one.found.controls, one.controls, strict=True):
+        for path, control in zip(picture.found.controls, picture.controls, strict=True):
             # One of the same size is cut like the clip; another keeps its shape, and the host's node cuts it.
-            fitted = one.fit
-            if control.size != one.fit.source:
-                fitted = fit(control.size, one.resolution, self.settings.step, enlarge=self.settings.enlarge)
+            fitted = picture.fit
+            if control.size != picture.fit.source:
+                fitted = fit(
+                    control.size, picture.resolution, self.settings.step, enlarge=self.settings.enlarge
+                )
             controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
 
         def whole(path: Path) -> Tensor:
             return _mirrored(picture_tensor(self._whole(path, _content(path))), view.mirrored)
 
-        stills, masks = one.found.still_references, dict(one.found.reference_masks)
+        stills, masks = picture.found.still_references, dict(picture.found.reference_masks)
         heard = None
-        if self.shown.listener and one.clip.sounds:
-            heard = self.shown.listener.encode(partial(sound_of, one.found.path, cut, rate), cut.count)
+        if self.shown.listener and picture.clip.sounds:
+            heard = self.shown.listener.encode(partial(sound_of, picture.found.path, cut, rate), cut.count)
         coloured = [whole(masks[path]) if path in masks else None for path in stills]
         return Beside(controls, [whole(path) for path in stills], coloured, heard)
 
@@ -650,19 +672,19 @@ class _Pictures:
         assert self.shown.references is not None
         return self.shown.references
 
-    def caption(self, one: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
+    def caption(self, picture: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
         """A caption encoded together with what a picture or clip is given."""
-        given = _given(one, self.shown)
-        if view.cut and given:
-            return self._caption_of_clip(one, view, view.cut, text, clip, given)
-        contents = [_content(path) for path in one.found.references]
+        giving = _given(picture, self.shown)
+        if view.cut and giving:
+            return self._caption_of_clip(picture, view, view.cut, text, clip, giving)
+        contents = [_content(path) for path in picture.found.references]
         seer = self.shown.vision if self.kind.sees else None
         key = None
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [hashlib.sha256(content).hexdigest() for content in contents]
-            settings = (list(one.fit.size), view.mirrored, self.settings.background)
+            settings = (list(picture.fit.size), view.mirrored, self.settings.background)
             if not self.kind.scales:
-                fits = (self._fit_of_shown(path, one) for path in one.found.references)
+                fits = (self._fit_of_shown(path, picture) for path in picture.found.references)
                 settings = (*settings, [[*fitted.size, *fitted.box] for fitted in fits])
             if seer:
                 settings = (*settings, seer.identity)
@@ -670,96 +692,98 @@ class _Pictures:
                 key = key_of(self.kind.node, self.vae.identity, clip.identity, text, hashes, *settings)
 
         def shown_as(path: Path, content: bytes) -> Tensor:
-            fitted = self._fit_of_shown(path, one)
+            fitted = self._fit_of_shown(path, picture)
             return picture_tensor(pixels_of(path, content, fitted, self.settings.background)[0])
 
-        def made() -> Conditioning:
+        def encode() -> Conditioning:
             images = [
                 _mirrored(shown_as(path, content), view.mirrored)
-                for path, content in zip(one.found.references, contents, strict=True)
+                for path, content in zip(picture.found.references, contents, strict=True)
             ]
             shown = self.shown
-            made = encoded_with(
-                self.kind, shown.clip, shown.vae, text, images, one.fit.size, shown.clip_vision
+            pairs = encoded_with(
+                self.kind, shown.clip, shown.vae, text, images, picture.fit.size, shown.clip_vision
             )
-            return [[words, stored(more)] for words, more in made]
+            return [[words, stored(more)] for words, more in pairs]
 
-        return [[words, restored(more)] for words, more in self.kept.fetch(key, made)]
+        return [[words, restored(more)] for words, more in self.kept.fetch(key, encode)]
 
     def _caption_of_clip(
-        self, one: _Planned, view: _View, cut: Cut, text: str, clip: Encoder, given: Given
+        self, picture: _Planned, view: _View, cut: Cut, text: str, clip: Encoder, giving: Given
     ) -> Conditioning:
         key, settings = None, self.settings
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
-            hashes = [self._hash_of(path) for path in (one.found.path, *one.found.references)]
-            how = [list(one.fit.size), list(one.fit.box), view.mirrored, cut.start, cut.count]
-            how += [settings.frame_rate, settings.background, one.resolution, settings.enlarge]
-            key = key_of(given.node, given.ends, self.vae.identity, clip.identity, text, hashes, *how)
+            hashes = [self._hash_of(path) for path in (picture.found.path, *picture.found.references)]
+            how = [list(picture.fit.size), list(picture.fit.box), view.mirrored, cut.start, cut.count]
+            how += [settings.frame_rate, settings.background, picture.resolution, settings.enlarge]
+            key = key_of(giving.node, giving.ends, self.vae.identity, clip.identity, text, hashes, *how)
 
-        def made() -> Conditioning:
-            assert given.encode is not None
+        def encode() -> Conditioning:
+            assert giving.encode is not None
             ends = [Cut(cut.start, 1), Cut(cut.start + cut.count - 1, 1)]
-            pixels = [pixels_of_clip(one.found.path, end, settings.frame_rate, one.fit) for end in ends]
-            shown, beside = _mirrored(torch.cat(pixels), view.mirrored), self._beside(one, view)
-            return given.encode(self.shown.clip, self.shown.vae, text, shown, cut.count, beside)
+            pixels = [
+                pixels_of_clip(picture.found.path, end, settings.frame_rate, picture.fit) for end in ends
+            ]
+            shown, beside = _mirrored(torch.cat(pixels), view.mirrored), self._beside(picture, view)
+            return giving.encode(self.shown.clip, self.shown.vae, text, shown, cut.count, beside)
 
-        return self.kept.fetch(key, made)
+        return self.kept.fetch(key, encode)
 
-    def small_references(self, one: _Planned) -> list[Tensor]:
+    def small_references(self, picture: _Planned) -> list[Tensor]:
         """Small pictures of the references."""
-        return [small(self._whole(path, _content(path)), None) for path in one.found.still_references]
+        return [small(self._whole(path, _content(path)), None) for path in picture.found.still_references]
 
     def _whole(self, path: Path, content: bytes) -> Image.Image:
         """A reference in its own size."""
         return pixels_of(path, content, _whole_fit(path), self.settings.background)[0]
 
-    def _fit_of_shown(self, path: Path, one: _Planned) -> PictureFit:
+    def _fit_of_shown(self, path: Path, picture: _Planned) -> PictureFit:
         """How a node gets a reference that it encodes with the caption."""
         if self.kind.scales:
             return _whole_fit(path)
-        return _fit_of_reference(path, one, self.kind, self.settings)
+        return _fit_of_reference(path, picture, self.kind, self.settings)
 
-    def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
+    def _reference(self, picture: _Planned, path: Path, mirrored: bool) -> Tensor:
         """The latent of a reference, or its pixels."""
         settings, content = self.settings, _content(path)
         if not self.kind.encoded:
             return _mirrored(picture_tensor(self._whole(path, content)), mirrored)
-        fitted = _fit_of_reference(path, one, self.kind, settings)
+        fitted = _fit_of_reference(path, picture, self.kind, settings)
         key = None
         if self.vae.identity is not None:
             rest = (list(fitted.size), list(fitted.box), mirrored, settings.background)
             key = key_of("reference", self.vae.identity, hashlib.sha256(content).hexdigest(), *rest)
 
-        def made() -> Tensor:
+        def encode() -> Tensor:
             picture, _ = pixels_of(path, content, fitted, settings.background)
             return self.vae.encode(_mirrored(picture_tensor(picture), mirrored))
 
-        return self.kept.fetch(key, lambda: {"latent": made()})["latent"]
+        return self.kept.fetch(key, lambda: {"latent": encode()})["latent"]
 
     def _made(
-        self, one: _Planned, view: _View, content: bytes, mask_content: bytes, given: Given | None
+        self, planned: _Planned, view: _View, content: bytes, mask_content: bytes, giving: Given | None
     ) -> dict[str, Any]:
         """Encode a view from the contents of its files, in the form that the cache keeps."""
         mask = None
         if view.cut:
-            pixels = pixels_of_clip(one.found.path, view.cut, self.settings.frame_rate, one.fit)
+            pixels = pixels_of_clip(planned.found.path, view.cut, self.settings.frame_rate, planned.fit)
         else:
-            picture, mask = pixels_of(one.found.path, content, one.fit, self.settings.background)
+            picture, mask = pixels_of(planned.found.path, content, planned.fit, self.settings.background)
             pixels = picture_tensor(picture)
-        if one.found.mask:
-            drawn = mask_of(one.found.mask, mask_content, one.fit)
+        if planned.found.mask:
+            drawn = mask_of(planned.found.mask, mask_content, planned.fit)
             mask = drawn if mask is None else mask * drawn
         if mask is not None and not mask.any():
-            if not one.found.mask:
+            if not planned.found.mask:
                 raise TrainError(
                     "the picture is transparent everywhere, and transparent parts are not learned",
-                    file=str(one.found.path),
+                    file=str(planned.found.path),
                     expected="a part that is opaque",
                     hint="Take it out of the folder, or set `transparent` to white or black",
                 )
             raise TrainError(
                 "the mask leaves nothing of its picture",
-                file=str(one.found.mask),
+                file=str(planned.found.mask),
                 expected="white in the parts to learn",
             )
         # The first and the last frame of a clip.
@@ -770,11 +794,11 @@ class _Pictures:
             mask = mask.flip(2)
         latent = self.vae.encode(pixels)
         self.check(latent)
-        made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
+        values: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
         of_it = Made({})
-        if given and given.make:
-            of_it = given.make(self.shown.vae, pixels, mask, self._beside(one, view))
-            made |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
+        if giving and giving.make:
+            of_it = giving.make(self.shown.vae, pixels, mask, self._beside(planned, view))
+            values |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
                 if not of_it.noise_mask.any():
                     raise TrainError(
@@ -783,19 +807,19 @@ class _Pictures:
                         expected="frames to be made between the first and the last",
                         hint="Raise `frames`, take a longer clip, or set `first_frames` to first",
                     )
-                made[NOISE_MASK] = of_it.noise_mask
-        if mask is not None and not (of_it.masked or (given and given.masked)):
-            made["mask"] = (mask * 255).round().to(torch.uint8)
-        return made
+                values[NOISE_MASK] = of_it.noise_mask
+        if mask is not None and not (of_it.masked or (giving and giving.masked)):
+            values["mask"] = (mask * 255).round().to(torch.uint8)
+        return values
 
 
-def _given(one: _Planned, shown: Shown) -> Given | None:
+def _given(picture: _Planned, shown: Shown) -> Given | None:
     """How the model is given parts of a picture or clip; None if it is given nothing."""
-    given = shown.given
+    giving = shown.given
     # Given its only frame, the model would have nothing left to learn.
-    if given is None or (one.clip is None and not given.masked):
+    if giving is None or (picture.clip is None and not giving.masked):
         return None
-    return None if given.only_beside and not one.found.references else given
+    return None if giving.only_beside and not picture.found.references else giving
 
 
 def _mirrored(pixels: Tensor, mirrored: bool) -> Tensor:
@@ -817,10 +841,10 @@ def _readable(path: Path) -> Generator[None]:
         raise TrainError("the file cannot be read", file=str(path), got=error.strerror) from error
 
 
-def _told(one: _Planned, settings: PictureSettings) -> dict[str, Any]:
+def _told(picture: _Planned, settings: PictureSettings) -> dict[str, Any]:
     """Settings of a conditioning: a picture's size and crop, if the model takes them; a clip's rate."""
-    sizes = sizes_told(one.fit.source, one.fit.corner, one.fit.size) if settings.sized else {}
-    return {**sizes, **({"frame_rate": settings.frame_rate} if one.found.is_clip else {})}
+    sizes = sizes_told(picture.fit.source, picture.fit.corner, picture.fit.size) if settings.sized else {}
+    return {**sizes, **({"frame_rate": settings.frame_rate} if picture.found.is_clip else {})}
 
 
 def _saying(conditioning: Conditioning, settings: Mapping[str, Any]) -> Conditioning:
@@ -839,19 +863,19 @@ def _described(
     """The report: what was found, and how it was prepared."""
 
     def named(what: str, chosen: Callable[[_Planned], object]) -> list[str]:
-        names = list(dict.fromkeys(one.found.name for one in planned if chosen(one)))
+        names = list(dict.fromkeys(picture.found.name for picture in planned if chosen(picture)))
         return [f"{what}: {len(names)} ({few(names)})"] if names else []
 
-    def smaller(one: _Planned) -> bool:
+    def smaller(picture: _Planned) -> bool:
         # Ignore rounding.
-        return one.fit.scale > 1.001
+        return picture.fit.scale > 1.001
 
     sizes: Counter[str] = Counter()
-    for one in planned:
-        sizes["{} x {}".format(*one.fit.size)] += one.times
+    for target in planned:
+        sizes["{} x {}".format(*target.fit.size)] += target.times
     listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
     groups = Counter(
-        (one.name.rpartition("/")[0] or folder.path.name, one.repeats) for one in folder.pictures
+        (picture.name.rpartition("/")[0] or folder.path.name, picture.repeats) for picture in folder.pictures
     )
     lines = [f"{number_of(len(folder.pictures), 'picture')} in {folder.path.name}"]
     if len(settings.resolutions) > 1:
@@ -862,31 +886,33 @@ def _described(
             for (name, times), count in sorted(groups.items())
         ]
     lines += [f"sizes: {listed}; sides in steps of {settings.step} pixels"]
-    lines += named("held out", lambda one: one.held_out)
-    lines += named("without a text file", lambda one: not (one.found.caption or one.found.listed))
+    lines += named("held out", lambda picture: picture.held_out)
+    lines += named("without a text file", lambda picture: not (picture.found.caption or picture.found.listed))
     lines += named(
         "with a caption that is too long for the text encoder, which cuts off its end",
-        lambda one: any(map(clip.cuts, one.texts(settings))),
+        lambda picture: any(map(clip.cuts, picture.texts(settings))),
     )
-    if cuts := Counter(view.cut.count for one in planned for view in one.views if view.cut):
-        clips = sum(one.is_clip for one in folder.pictures)
+    if cuts := Counter(view.cut.count for picture in planned for view in picture.views if view.cut):
+        clips = sum(picture.is_clip for picture in folder.pictures)
         counted = ", ".join(
             f"{number_of(count, 'frame')} x{number}" for count, number in sorted(cuts.items())
         )
         lines.append(f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}")
         lines += named(
-            "with repeated frames, because the clip has too few", lambda one: one.clip and one.clip.repeated
+            "with repeated frames, because the clip has too few",
+            lambda picture: picture.clip and picture.clip.repeated,
         )
         lines += named(
-            "whose end is missing, as in incomplete files", lambda one: one.clip and one.clip.cut_off
+            "whose end is missing, as in incomplete files",
+            lambda picture: picture.clip and picture.clip.cut_off,
         )
         if settings.frames > settings.frame_step:
             lines += named(
                 f"too short for {1 + settings.frame_step} frames, and learned as a still picture",
-                lambda one: one.views[0].cut and one.views[0].cut.count == 1,
+                lambda picture: picture.views[0].cut and picture.views[0].cut.count == 1,
             )
         lines += _sounds_in_words(planned, shown)
-    beside = any(one.found.references for one in planned if one.clip)
+    beside = any(picture.found.references for picture in planned if picture.clip)
     if shown.given and (shown.given.masked or (cuts and (beside or not shown.given.only_beside))):
         lines.append(f"the model is also given what {shown.given.node} makes")
         if shown.given.seen:
@@ -895,7 +921,7 @@ def _described(
             lines.append("  for text to video set first_frames to none")
     sees = shown.references is not None and shown.references.sees
     needs_seeing = sees or (shown.given is not None and shown.given.takes.only_seen)
-    if needs_seeing and shown.vision is None and any(one.found.references for one in planned):
+    if needs_seeing and shown.vision is None and any(picture.found.references for picture in planned):
         lines.append("no CLIP vision model sees the references: link clip_vision, as for sampling")
     if shown.vision is not None and not sees and not (shown.given and shown.given.seen):
         unseen = " without a first frame" if shown.given and shown.given.unseen else ""
@@ -907,27 +933,27 @@ def _described(
     if shown.unmade:
         lines.append(shown.unmade)
     if shown.given and shown.given.takes != Takes() and cuts:
-        lines += named("with clips that control them", lambda one: one.found.controls)
-        lines += named("with a reference", lambda one: one.found.still_references)
+        lines += named("with clips that control them", lambda picture: picture.found.controls)
+        lines += named("with a reference", lambda picture: picture.found.still_references)
     if not (shown.given and shown.given.takes.reference_masks):
         lines += named(
-            "whose references have masks, which are not used", lambda one: one.found.reference_masks
+            "whose references have masks, which are not used", lambda picture: picture.found.reference_masks
         )
-    if shown.references and any(one.found.references for one in planned):
+    if shown.references and any(picture.found.references for picture in planned):
         how = shown.references.in_words
-        lines += named(f"with references, which are {how}", lambda one: one.found.references)
-        lines += named("without a reference", lambda one: not one.found.references)
+        lines += named(f"with references, which are {how}", lambda picture: picture.found.references)
+        lines += named("without a reference", lambda picture: not picture.found.references)
     lines += named(
         "with several pages or frames, of which the first is learned",
-        lambda one: one.is_animated,
+        lambda picture: picture.is_animated,
     )
-    lines += named("with a mask", lambda one: one.found in masked)
+    lines += named("with a mask", lambda picture: picture.found in masked)
     lines += named("enlarged, because they are smaller", smaller)
-    lines += named(f"more than {CUT:.0%} cut off", lambda one: one.fit.lost > CUT)
+    lines += named(f"more than {CUT:.0%} cut off", lambda picture: picture.fit.lost > CUT)
     if settings.mirror:
         lines += named(
             "not mirrored, because of words in their captions",
-            lambda one: not one.held_out and not one.views[-1].mirrored,
+            lambda picture: not picture.held_out and not picture.views[-1].mirrored,
         )
     lines += [f"{reason}: {len(names)} ({few(names)})" for reason, names in folder.left_out.items()]
     return lines
@@ -935,9 +961,9 @@ def _described(
 
 def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     """The report's lines on the sound of clips."""
-    clips = {one.found: one for one in planned if one.clip}.values()
-    heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
-    silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
+    clips = {picture.found: picture for picture in planned if picture.clip}.values()
+    heard = [picture.found.name for picture in clips if picture.clip and picture.clip.sounds]
+    silent = [picture.found.name for picture in clips if picture.clip and not picture.clip.sounds]
     without = [f"without sound: {len(silent)} ({few(silent)})"] if silent else []
     if shown.hears:
         if shown.hearing is None:
@@ -965,27 +991,27 @@ def _row(pictures: Sequence[Tensor]) -> Tensor:
     """Small pictures (h, w, 3) of bytes in one row."""
     if len(pictures) == 1:
         return pictures[0]
-    height = max(len(one) for one in pictures)
-    width = sum(one.shape[1] for one in pictures) + GAP * (len(pictures) - 1)
-    made, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
-    for one in pictures:
-        made[: one.shape[0], left : left + one.shape[1]] = one
-        left += one.shape[1] + GAP
-    return made
+    height = max(len(picture) for picture in pictures)
+    width = sum(picture.shape[1] for picture in pictures) + GAP * (len(pictures) - 1)
+    row, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
+    for small_picture in pictures:
+        row[: small_picture.shape[0], left : left + small_picture.shape[1]] = small_picture
+        left += small_picture.shape[1] + GAP
+    return row
 
 
 def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:
     """Small pictures (h, w, 3) of bytes in a grid that is nearly a square, transparent between them."""
     columns = math.ceil(math.sqrt(len(shown)))
-    side = max(max(one.shape[:2]) for one in shown) + GAP
+    side = max(max(picture.shape[:2]) for picture in shown) + GAP
     rows = -(-len(shown) // columns)
     picture = Image.new("RGBA", (side * columns + GAP, side * rows + GAP))
-    for number, one in enumerate(shown):
+    for number, small_picture in enumerate(shown):
         row, column = divmod(number, columns)
-        height, width = one.shape[:2]
+        height, width = small_picture.shape[:2]
         left, top = (
             GAP + column * side + (side - GAP - width) // 2,
             GAP + row * side + (side - GAP - height) // 2,
         )
-        picture.paste(Image.fromarray(one.numpy()), (left, top))
+        picture.paste(Image.fromarray(small_picture.numpy()), (left, top))
     return picture

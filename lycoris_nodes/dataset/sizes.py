@@ -53,8 +53,8 @@ def sizes_of(resolution: int, step: int) -> list[Pixels]:
     If a square of one step has more pixels than that, it is the only size.
     """
     sides = range(step, max(step, LONGEST * resolution) + 1, step)
-    found = [(width, height) for width in sides for height in sides if width * height <= resolution**2]
-    return found or [(step, step)]
+    sizes = [(width, height) for width in sides for height in sides if width * height <= resolution**2]
+    return sizes or [(step, step)]
 
 
 def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> PictureFit:

@@ -119,14 +119,14 @@ def orders_of(text: str, count: int, kept: int) -> list[str]:
     """
     tags = [tag.strip() for tag in text.split(",") if tag.strip()]
     front, rest = tags[:kept], tags[kept:]
-    found = [text]
+    orders = [text]
     draw = random.Random(text)
     # Draw several times as often as there are orders to find: some orders come twice.
     for _ in range(4 * (count - 1)):
         mixed = ", ".join([*front, *draw.sample(rest, len(rest))])
-        if len(found) < count and mixed not in found and mixed != ", ".join(tags):
-            found.append(mixed)
-    return found
+        if len(orders) < count and mixed not in orders and mixed != ", ".join(tags):
+            orders.append(mixed)
+    return orders
 
 
 def choices_of(text: str) -> list[str]:
@@ -134,23 +134,23 @@ def choices_of(text: str) -> list[str]:
 
     Inner braces are expanded first.
     """
-    found, done = [text], False
+    texts, done = [text], False
     while not done:
-        done, opened = True, found
+        done, opened = True, texts
         parts: list[tuple[str, str, str]] = []
-        for one in opened:
-            braces = BRACES.search(one)
+        for choice in opened:
+            braces = BRACES.search(choice)
             if braces is None:
-                parts.append((one, "", ""))
+                parts.append((choice, "", ""))
                 continue
             done = False
-            front, back = one[: braces.start()], one[braces.end() :]
+            front, back = choice[: braces.start()], choice[braces.end() :]
             parts += [(front, choice.strip(), back) for choice in braces[1].split("|")]
         # Only then are texts made: each may be as long as a caption.
         if len(parts) > CHOICES:
             parts = [parts[number * len(parts) // CHOICES] for number in range(CHOICES)]
-        found = ["".join(one) for one in parts]
-    return list(dict.fromkeys(" ".join(one.split()) for one in found))
+        texts = ["".join(pieces) for pieces in parts]
+    return list(dict.fromkeys(" ".join(choice.split()) for choice in texts))
 
 
 def may_be_mirrored(text: str) -> bool:

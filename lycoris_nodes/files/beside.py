@@ -85,12 +85,12 @@ def _tables(path: str) -> list[Mapping[str, Any]]:
         data = file.read(MAX_NOTES + 1)
     if len(data) > MAX_NOTES:
         raise ValueError(f"it has more than {MAX_NOTES} bytes")
-    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
-    if not isinstance(found, dict):
+    data_read = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
+    if not isinstance(data_read, dict):
         raise ValueError("it is not a table")
-    table = _small(found)
+    table = _small(data_read)
     inner = [_small(table[key]) for key in ("civitai", "model") if isinstance(table.get(key), dict)]
-    deep = [_small(one["model"]) for one in inner if isinstance(one.get("model"), dict)]
+    deep = [_small(version["model"]) for version in inner if isinstance(version.get("model"), dict)]
     # The name of a version or of a file says little, so the title is the model's name.
     for model in (*deep, *inner):
         if "type" in model and "name" in model:
@@ -107,8 +107,8 @@ def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator
     for table in tables:
         for key in keys:
             value = table.get(key)
-            for one in value if isinstance(value, list) else [value]:
-                said = (one.get("word") or one.get("name")) if isinstance(one, dict) else one
+            for each in value if isinstance(value, list) else [value]:
+                said = (each.get("word") or each.get("name")) if isinstance(each, dict) else each
                 if isinstance(said, str) and said.strip():
                     yield said.strip()
 

@@ -84,7 +84,7 @@ class HostCodec:
         format may have added, because the file does not state the original size. Raises FileFormatError,
         with the key, if the description of a layer is not a JSON table that names a format.
         """
-        found: dict[str, Quantised] = {}
+        layers: dict[str, Quantised] = {}
         for layer, mark in _marked(file).items():
             key, name = f"{layer}.weight", str(mark["format"])
             stored = file.tensors.get(key)
@@ -92,11 +92,11 @@ class HostCodec:
                 continue
             # Two dimensions only: the host unpacks a weight with a linear layer.
             if len(stored.shape) != 2 or name not in QUANT_FORMATS:
-                found[key] = Quantised(key, name, stored.shape, {}, mark)
+                layers[key] = Quantised(key, name, stored.shape, {}, mark)
                 continue
             shape = (stored.shape[0], stored.shape[1] * PACKED.get(name, 1))
-            found[key] = Quantised(key, name, shape, _parts(layer, name, file.tensors), mark)
-        return found
+            layers[key] = Quantised(key, name, shape, _parts(layer, name, file.tensors), mark)
+        return layers
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
         """Decode the stored tensors to the float32 weight (O, I), times its smoothing factors.
@@ -120,9 +120,9 @@ class HostCodec:
         with self._reading(weight):
             layer = self._layer(weight, stored)
             seed = rounding_seed(self._live(weight.key))
-            made = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
+            state = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
         parts = dict(stored)
-        for name, tensor in made.items():
+        for name, tensor in state.items():
             key = _stored_name(weight.key, name, stored)
             parts[key] = _like(tensor, stored[key])
         return parts
@@ -195,12 +195,12 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
 def _table_of(file: TensorFile, key: str, text: str | bytes) -> dict[str, Any]:
     """Parse a JSON table. Raises FileFormatError if the text is not one."""
     try:
-        found = parse_json(text)
+        table = parse_json(text)
     except ValueError as error:
         raise _unreadable(file, key, str(error)) from error
-    if not isinstance(found, dict):
-        raise _unreadable(file, key, _kind(found))
-    return found
+    if not isinstance(table, dict):
+        raise _unreadable(file, key, _kind(table))
+    return table
 
 
 def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def _read() -> dict[str, tuple[str, Facts]]:
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}
-        return {path: (stamp, Facts(**told)) for path, (stamp, told) in files.items()}
+        return {path: (stamp, Facts(**facts)) for path, (stamp, facts) in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         # The file is missing or damaged: the adapters are read again.
         return {}

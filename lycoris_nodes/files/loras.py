@@ -55,13 +55,13 @@ def lora_path(name: str) -> str:
 
 def lora_name(name: str) -> str:
     """The file that a name means, as it is in `lora_names`. Raises LycorisError as `lora_path` does."""
-    found = _meant(name)
-    if found is None:
+    file = _meant(name)
+    if file is None:
         # For a missing file, `file_path` raises an error that says where it was sought.
         raise LycorisError(
             "this is not an adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
         )
-    return found
+    return file
 
 
 def is_lora(name: str) -> bool:
@@ -117,17 +117,17 @@ def listed_once() -> Generator[None]:
 
 
 def _listed() -> _Listed:
-    whole = {_plain(one): one for one in lora_names()}
-    stems = _grouped((_stem(plain), one) for plain, one in whole.items())
-    ends = ((plain.rpartition("/")[2], one) for plain, one in whole.items())
-    return _Listed(whole, stems, _grouped((way, one) for end, one in ends for way in {end, _stem(end)}))
+    whole = {_plain(name): name for name in lora_names()}
+    stems = _grouped((_stem(plain), name) for plain, name in whole.items())
+    ends = ((plain.rpartition("/")[2], name) for plain, name in whole.items())
+    return _Listed(whole, stems, _grouped((way, name) for end, name in ends for way in {end, _stem(end)}))
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for way, name in pairs:
-        found.setdefault(way, []).append(name)
-    return found
+        groups.setdefault(way, []).append(name)
+    return groups
 
 
 def _meant(name: str) -> str | None:

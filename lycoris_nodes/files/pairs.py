@@ -60,8 +60,8 @@ class _Read(NamedTuple):
 
 def expert_of(name: str) -> Expert | None:
     """The expert that a file is for, by its name; None if the name says neither or both."""
-    found = _plainly(name)
-    return None if found is None else found.expert
+    read = _plainly(name)
+    return None if read is None else read.expert
 
 
 def partner_of(name: str, names: Sequence[str]) -> Partner | None:
@@ -80,17 +80,21 @@ def _partners(names: tuple[str, ...]) -> Mapping[str, Partner]:
 
 def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure: bool) -> dict[str, Partner]:
     """The partner of each name that has exactly one."""
-    groups = _grouped((name, found.expert, found.rest) for name in names if (found := read(name)))
+    groups = _grouped((name, read_name.expert, read_name.rest) for name in names if (read_name := read(name)))
     partners: dict[str, Partner] = {}
     for group in groups:
         # If several files differ only in separators, those with the same separators are a pair.
-        alike = [group] if len(group) == 2 else _grouped((*one, SEPARATORS.sub("", one[0])) for one in group)
+        alike = (
+            [group]
+            if len(group) == 2
+            else _grouped((*member, SEPARATORS.sub("", member[0])) for member in group)
+        )
         for pair in alike:
-            found = {expert: name for name, expert in pair}
-            if len(pair) == len(found) == 2:
+            read_name = {expert: name for name, expert in pair}
+            if len(pair) == len(read_name) == 2:
                 partners |= {
-                    found[HIGH]: Partner(found[LOW], LOW, sure),
-                    found[LOW]: Partner(found[HIGH], HIGH, sure),
+                    read_name[HIGH]: Partner(read_name[LOW], LOW, sure),
+                    read_name[LOW]: Partner(read_name[HIGH], HIGH, sure),
                 }
     return partners
 
@@ -131,12 +135,12 @@ def _words(name: str) -> list[str]:
     """The words of a path in lower case. Words that surely name the expert are replaced by its name."""
     path = ENDING.sub("", name.replace("\\", "/"))
     pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
-    found: list[str] = []
+    words: list[str] = []
     for piece in pieces:
-        if piece == NOISE and found and found[-1] in BEFORE_NOISE:
-            found[-1] = BEFORE_NOISE[found[-1]]
-        elif piece == NOISE and found and found[-1] in (HIGH, LOW):
+        if piece == NOISE and words and words[-1] in BEFORE_NOISE:
+            words[-1] = BEFORE_NOISE[words[-1]]
+        elif piece == NOISE and words and words[-1] in (HIGH, LOW):
             continue
         else:
-            found.append(MARKS.get(piece, piece))
-    return found
+            words.append(MARKS.get(piece, piece))
+    return words

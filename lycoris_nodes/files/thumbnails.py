@@ -40,8 +40,8 @@ def thumbnail(path: str) -> tuple[str, bytes | Path]:
     """
     for beside in files_beside(path, PICTURES):
         try:
-            found = os.stat(beside)
-            return "image/jpeg", _small_file(beside, found.st_size, found.st_mtime_ns)
+            state = os.stat(beside)
+            return "image/jpeg", _small_file(beside, state.st_size, state.st_mtime_ns)
         except UNREADABLE:
             # The next one may be a picture.
             continue

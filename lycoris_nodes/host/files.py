@@ -173,7 +173,7 @@ def _walked(home: str) -> dict[str, bool]:
 
     Links are followed, unlike in the host's own list: with a link a user allows reading a folder elsewhere.
     """
-    found: list[str] = []
+    below: list[str] = []
     filled: set[str] = set()
     # For each folder, the real folders above it. Following a link back to one of them would never end.
     ways = {home: {os.path.realpath(home)}}
@@ -181,7 +181,7 @@ def _walked(home: str) -> dict[str, bool]:
         way = ways.pop(here)
         if any(not name.startswith(".") for name in files):
             place = Path(here).relative_to(home)
-            filled.update(one.as_posix() for one in (place, *place.parents))
+            filled.update(parent.as_posix() for parent in (place, *place.parents))
         for name in sorted(folders):
             path = os.path.join(here, name)
             real = os.path.realpath(path)
@@ -189,8 +189,8 @@ def _walked(home: str) -> dict[str, bool]:
                 folders.remove(name)
             else:
                 ways[path] = {*way, real}
-                found.append(Path(path).relative_to(home).as_posix())
-    return {name: name in filled for name in sorted(found)}
+                below.append(Path(path).relative_to(home).as_posix())
+    return {name: name in filled for name in sorted(below)}
 
 
 def picture_folder(name: str) -> Path:
@@ -226,7 +226,7 @@ def shown_text(text: str) -> str:
     names = _folder_names()
     places = "|".join(re.escape(place) for place in sorted(names, key=len, reverse=True))
     # Only whole paths and beginnings of paths: not /data in my/data or in /database.
-    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda found: names[found[0]], text)
+    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda match: names[match[0]], text)
 
 
 def _folder_names() -> dict[str, str]:
@@ -240,19 +240,21 @@ def _folder_names() -> dict[str, str]:
         folder_paths.get_output_directory(): "output",
     }
     for kind, (folders, *_) in folder_paths.folder_names_and_paths.items():
-        elsewhere = [one for one in folders if not any(Path(one).is_relative_to(home) for home in named)]
+        elsewhere = [
+            folder for folder in folders if not any(Path(folder).is_relative_to(home) for home in named)
+        ]
         named |= dict.fromkeys(elsewhere, kind)
     real = {os.path.realpath(place): name for place, name in named.items()}
     # Some are given with a slash at the end.
-    found = {place.rstrip("/\\"): name for place, name in {**real, **named}.items()}
+    names = {place.rstrip("/\\"): name for place, name in {**real, **named}.items()}
     # Python doubles the backslashes in what it quotes.
-    return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
+    return {**{place.replace("\\", "\\\\"): name for place, name in names.items()}, **names}
 
 
 def file_tensors(path: str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, as the host's own nodes hand them on."""
-    found: Any = comfy.utils.load_torch_file(path, safe_load=True)
-    return found
+    tensors: Any = comfy.utils.load_torch_file(path, safe_load=True)
+    return tensors
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:

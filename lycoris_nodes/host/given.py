@@ -123,7 +123,7 @@ def _batch(method: str) -> Callable[[Sequence[Tensor], tuple[int, int]], Tensor]
     """Joins pictures in the size of the clip. The host's nodes scale each by this method, and cut it."""
 
     def joined(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        scaled = [common_upscale(one.movedim(-1, 1), *size, method, "center") for one in images]
+        scaled = [common_upscale(picture.movedim(-1, 1), *size, method, "center") for picture in images]
         return torch.cat(scaled).movedim(1, -1)
 
     return joined
@@ -140,7 +140,7 @@ _TAKES: Mapping[str, Takes] = {
         "reference_image",
         masks="control_masks",
         kept="control_video",
-        ahead=lambda made: made["vace_frames"][0][:, :16],
+        ahead=lambda settings: settings["vace_frames"][0][:, :16],
     ),
     "WanFunControlToVideo": Takes(("control_video",)),
     "Wan22FunControlToVideo": Takes(("control_video",), "ref_image"),
@@ -151,7 +151,7 @@ _TAKES: Mapping[str, Takes] = {
         "reference_image",
         masks="character_mask",
         kept="background_video",
-        ahead=lambda made: made["concat_latent_image"],
+        ahead=lambda settings: settings["concat_latent_image"],
     ),
     "WanSCAILToVideo": Takes(
         ("pose_video", "pose_video_mask"),
@@ -253,12 +253,12 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
         node = "HunyuanVideo15ImageToVideo"
     of_both = kind in OF_BOTH
     if ends == "none":
-        found = node if node in _TAKES else None
+        name = node if node in _TAKES else None
     elif kind == "HunyuanVideo" and ends == REPLACED:
-        found = "HunyuanImageToVideo"
+        name = "HunyuanImageToVideo"
     else:
-        found = {"first": node, "first and last": _OF_LAST.get(node or "")}.get(ends)
-        if node and not found:
+        name = {"first": node, "first and last": _OF_LAST.get(node or "")}.get(ends)
+        if node and not name:
             raise TrainError(
                 "this model is given other frames",
                 key="first_frames",
@@ -266,19 +266,17 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
                 expected="first, first and last, or none" if node in _OF_LAST else "first or none",
             )
     if kind == "WAN21" and node is None:
-        found, ends, of_both = _OF_REFERENCES.get(references, _OF_REFERENCES["auto"]), "none", True
-    if not found:
+        name, ends, of_both = _OF_REFERENCES.get(references, _OF_REFERENCES["auto"]), "none", True
+    if not name:
         return None
-    takes = _TAKES.get(kind) or _TAKES.get(found) or Takes()
-    given = Given(
-        found, partial(_of_node, found, takes, ends, see), ends=ends, needed=not of_both, takes=takes
-    )
-    if found == _ENCODED:
-        return replace(given, make=None, encode=partial(_encoded, ends))
-    if found == _GUIDED:
-        return replace(given, node=_GUIDE if ends == "none" else found, make=partial(_of_guides, ends))
-    seen = see is not None and not given.unseen and not _inputs_of(found).keys().isdisjoint(SEEN)
-    return replace(given, seen=seen)
+    takes = _TAKES.get(kind) or _TAKES.get(name) or Takes()
+    how = Given(name, partial(_of_node, name, takes, ends, see), ends=ends, needed=not of_both, takes=takes)
+    if name == _ENCODED:
+        return replace(how, make=None, encode=partial(_encoded, ends))
+    if name == _GUIDED:
+        return replace(how, node=_GUIDE if ends == "none" else name, make=partial(_of_guides, ends))
+    seen = see is not None and not how.unseen and not _inputs_of(name).keys().isdisjoint(SEEN)
+    return replace(how, seen=seen)
 
 
 def misses_frames(model: Any, ends: str) -> bool:
@@ -287,14 +285,16 @@ def misses_frames(model: Any, ends: str) -> bool:
     It should if it is an image-to-video model, or if `ends` asks for more than the first frame.
     """
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
-    given = given_of(model, ends)
-    return (given is None or given.only_beside) and ends != "none" and (takes or ends != ENDS[0])
+    how = given_of(model, ends)
+    return (how is None or how.only_beside) and ends != "none" and (takes or ends != ENDS[0])
 
 
 def _around(vae: Any, pixels: Tensor, mask: Tensor | None, beside: Beside) -> Made:
     hole = torch.ones(1, *pixels.shape[1:3]) if mask is None else mask
-    made = nodes.InpaintModelConditioning().encode([_nothing()], [_nothing()], pixels, vae, hole, False)
-    return Made(made[0][0][1])
+    conditioning = nodes.InpaintModelConditioning().encode(
+        [_nothing()], [_nothing()], pixels, vae, hole, False
+    )
+    return Made(conditioning[0][0][1])
 
 
 def stored(settings: Settings) -> Settings:
@@ -305,7 +305,7 @@ def stored(settings: Settings) -> Settings:
 def _in_tables(value: Any) -> Any:
     if isinstance(value, list):
         values: list[Any] = value
-        return [_in_tables(one) for one in values]
+        return [_in_tables(each) for each in values]
     return {key: vars(value)[key] for key in _TAKEN if key in vars(value)} if type(value) is Output else value
 
 
@@ -322,10 +322,10 @@ def _of_tables(value: Any) -> Any:
         return None
     if isinstance(value, list):
         values: list[Any] = value
-        return [_of_tables(one) for one in values]
-    made = Output()
-    vars(made).update(value)
-    return made
+        return [_of_tables(each) for each in values]
+    output = Output()
+    vars(output).update(value)
+    return output
 
 
 def _node(name: str) -> Any:
@@ -334,7 +334,7 @@ def _node(name: str) -> Any:
 
 def _inputs_of(name: str) -> dict[str, Any]:
     """The inputs of a node with their defaults."""
-    return {one.id: getattr(one, "default", None) for one in _node(name).define_schema().inputs}
+    return {each.id: getattr(each, "default", None) for each in _node(name).define_schema().inputs}
 
 
 def _of_node(
@@ -359,9 +359,9 @@ def _of_node(
     reference = beside.references[0] if beside.references else None
     if reference is not None and takes.references in known and not takes.only_seen:
         inputs[takes.references] = takes.joined(beside.references, (width, height))
-        if takes.reference_masks and any(one is not None for one in beside.masks):
+        if takes.reference_masks and any(own is not None for own in beside.masks):
             # White is the background.
-            colours = [one if one is not None else torch.ones(1, 1, 1, 3) for one in beside.masks]
+            colours = [own if own is not None else torch.ones(1, 1, 1, 3) for own in beside.masks]
             inputs[takes.reference_masks] = _batch("nearest-exact")(colours, (width, height))
     if beside.heard is not None:
         inputs[_HEARD] = beside.heard
@@ -380,13 +380,13 @@ def _of_node(
             inputs[of_last] = see(pixels[-1:])
         if takes.only_seen and reference is not None:
             inputs[_SEEN_REFERENCE] = see(reference)
-    made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
-    settings = made[0][0][1] if isinstance(made[0], list) else {}
-    latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
+    outputs = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
+    settings = outputs[0][0][1] if isinstance(outputs[0], list) else {}
+    latent = next((output for output in outputs if isinstance(output, dict) and NOISE_MASK in output), None)
     if latent:
         return Made(settings, latent["samples"], latent[NOISE_MASK])
     # The fourth output of these nodes is how many frames of the latent are the reference.
-    ahead = takes.ahead(settings)[:, :, : made[3]] if takes.ahead and made[3] else None
+    ahead = takes.ahead(settings)[:, :, : outputs[3]] if takes.ahead and outputs[3] else None
     return Made(settings, ahead=ahead, masked=masked)
 
 
@@ -404,7 +404,7 @@ def _of_guides(ends: str, vae: Any, pixels: Tensor, mask: Tensor | None, beside:
         inputs = {"positive": positive, "negative": negative, "vae": vae, "strength": 1.0}
         *_, latent = _node(_GUIDED).execute(**inputs, **size, image=pixels[:1]).args
     guides = [(-1, pixels[-1:])] if ends == "first and last" else []
-    guides += [(0, one) for one in (*beside.controls, *beside.references)]
+    guides += [(0, guide) for guide in (*beside.controls, *beside.references)]
     for place, image in guides:
         inputs = {"vae": vae, "latent": latent, "image": image, "frame_idx": place, "strength": 1.0}
         add = _node(_GUIDE).execute
@@ -421,7 +421,7 @@ def _encoded(
     if beside.controls or beside.references:
         parts = {"ref_image": beside.references, "ref_video": beside.controls}
         inputs |= {
-            f"{name}s": {f"{name}_{number}": one for number, one in enumerate(values)}
+            f"{name}s": {f"{name}_{number}": value for number, value in enumerate(values)}
             for name, values in parts.items()
         }
         return _node(_ENCODED_WITH).execute(**inputs, audio_vae=None).args[0]

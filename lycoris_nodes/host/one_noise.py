@@ -50,9 +50,9 @@ def with_one_noise(sampler: Any) -> Any:
             more["noise_sampler"] = for_all
         return step(model, x, sigmas, extra_args=extra_args, **more)
 
-    found = copy.copy(sampler)
-    found.sampler_function = sample
-    return found
+    copied = copy.copy(sampler)
+    copied.sampler_function = sample
+    return copied
 
 
 def _noise_sampler(name: str, x: Tensor, sigmas: Tensor, seed: int | None) -> Any:

@@ -40,8 +40,8 @@ def asking_page() -> str | None:
 
 def running_node() -> str | None:
     """The host's key of the node that runs in this thread; None outside of a run."""
-    found = get_executing_context()
-    return None if found is None else found.node_id
+    context = get_executing_context()
+    return None if context is None else context.node_id
 
 
 def is_in_prompt(node: str) -> bool:

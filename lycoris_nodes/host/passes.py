@@ -50,10 +50,10 @@ def wrap(
     key is removed.
     """
     kind = WRAPPED[what]
-    kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
+    kept = [earlier for earlier in patcher.get_wrappers(kind, name) if earlier != in_place_of]
     patcher.remove_wrappers_with_key(kind, name)
-    for found in (*kept, wrapper):
-        patcher.add_wrapper_with_key(kind, name, found)
+    for each in (*kept, wrapper):
+        patcher.add_wrapper_with_key(kind, name, each)
 
 
 def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[range] | None:
@@ -61,25 +61,27 @@ def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[r
     area = conditioning.get("area")
     if area is None:
         return None
-    made: Any = get_area_and_mult({"area": area, "model_conds": {}, "uuid": None}, x, sigma)
-    found, axes = made.area, x.ndim - 2
-    return [range(start, start + count) for count, start in zip(found[:axes], found[axes:], strict=True)]
+    seen: Any = get_area_and_mult({"area": area, "model_conds": {}, "uuid": None}, x, sigma)
+    extents, axes = seen.area, x.ndim - 2
+    return [range(start, start + count) for count, start in zip(extents[:axes], extents[axes:], strict=True)]
 
 
-def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:
+def pictures_that_fit(model: Any, x: Tensor, chunks: int, conditioning: Mapping[str, Any]) -> int:
     """How many pictures fit into free memory in one pass of a model, by the host's own estimate; at least 1.
 
-    Each picture has `chunks` samples, one for each text. `given` has the other inputs of the pass.
+    Each picture has `chunks` samples, one for each text. `conditioning` has the other inputs of the pass.
     """
     held: dict[str, list[list[int]]] = {}
-    for name, one in given.items():
-        if isinstance(one, Tensor):
-            held[name] = [[chunks, *one.shape[1:]]]
+    for name, value in conditioning.items():
+        if isinstance(value, Tensor):
+            held[name] = [[chunks, *value.shape[1:]]]
         elif (
-            isinstance(one, list) and one and all(isinstance(each, Tensor) and each.ndim > 1 for each in one)
+            isinstance(value, list)
+            and value
+            and all(isinstance(each, Tensor) and each.ndim > 1 for each in value)
         ):
             # Count reference latents as the host does, for one sample.
-            held[name] = [[chunks, *CONDList([each[:1] for each in one]).size()[1:]]]
+            held[name] = [[chunks, *CONDList([each[:1] for each in value]).size()[1:]]]
     # The host's own margin.
     needed = 1.5 * model.memory_required([chunks, *x.shape[1:]], cond_shapes=held)
     return max(1, int(model.current_patcher.get_free_memory(x.device) / max(needed, 1.0)))

@@ -103,16 +103,16 @@ of Wan, see `given_of`."""
 def references_of(model: Any, way: str) -> References | None:
     """How a model takes references; None where it takes none."""
     kinds = [kind.__name__ for kind in type(model).__mro__]
-    found = next((_BY_CLASS[kind] for kind in kinds if kind in _BY_CLASS), None)
-    if found is _QWEN:
-        return WAYS[way] or found
+    way_found = next((_BY_CLASS[kind] for kind in kinds if kind in _BY_CLASS), None)
+    if way_found is _QWEN:
+        return WAYS[way] or way_found
     config = model.model_config.unet_config
-    if found and found.sees and not config.get("siglip_feat_dim"):
+    if way_found and way_found.sees and not config.get("siglip_feat_dim"):
         # Only the model for several pictures has layers for what SigLIP sees.
         return None
     # Some Flux models have channels for a picture of edges or of depth.
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
-    return _TAKEN_IN if found is _BESIDE and channels > own > 0 else found
+    return _TAKEN_IN if way_found is _BESIDE and channels > own > 0 else way_found
 
 
 def with_references(conditioning: Conditioning, key: str, latents: Sequence[Tensor]) -> Conditioning:

@@ -72,12 +72,12 @@ def sampled(
     `told` is called after each step with the number of steps done and the number of all steps. `given` has
     for each part what the model is given, in the scale of the VAE, and a mask that is 0 there.
     """
-    parts = [one for one, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
+    parts = [values for values, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
     latent: Any = parts[0] if len(parts) == 1 else NestedTensor(parts)
     masks = [mask for _, mask in given]
     mask: Any = NestedTensor(masks) if len(masks) > 1 else masks[0] if masks else None
     noise = comfy.sample.prepare_noise(latent, seed)
-    made = comfy.sample.sample(
+    denoised_latent = comfy.sample.sample(
         patcher,
         noise,
         steps,
@@ -92,7 +92,7 @@ def sampled(
         seed=seed,
         callback=lambda step, denoised, noised, total: told(step + 1, total),
     )
-    return made if len(parts) == 1 else made.unbind()[0]
+    return denoised_latent if len(parts) == 1 else denoised_latent.unbind()[0]
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
@@ -165,8 +165,8 @@ def decoded_picture(vae: Any, latent: torch.Tensor, frame: int = 0) -> Image:
 def embeddings(clip_vision: Any, pictures: Sequence[Image]) -> torch.Tensor:
     """A CLIP vision model's embeddings (N, D) of pictures, each cropped to a square as in its training."""
     tensors = map(picture_tensor, pictures)
-    found = [clip_vision.encode_image(one, crop=True)["image_embeds"] for one in tensors]
-    return torch.cat(found).float().cpu()
+    vectors = [clip_vision.encode_image(picture, crop=True)["image_embeds"] for picture in tensors]
+    return torch.cat(vectors).float().cpu()
 
 
 _NAMED = {

@@ -74,12 +74,12 @@ def music_of(sound: Callable[[int], Tensor], frames: int) -> Any:
 def _check_heard(heard: Mapping[str, Any], model: Any) -> None:
     """Raise TrainError for the output of another audio encoder than that of a model that hears sound."""
     layers = heard["encoded_audio_all_layers"]
-    found, wanted = (len(layers), layers[0].shape[-1]), _HEARD[type(model).__name__](model.diffusion_model)
-    if found != wanted:
+    size, wanted = (len(layers), layers[0].shape[-1]), _HEARD[type(model).__name__](model.diffusion_model)
+    if size != wanted:
         raise TrainError(
             "this is not the audio encoder of the model",
             key="audio_encoder",
-            got="{} layers of {} values".format(*found),
+            got="{} layers of {} values".format(*size),
             expected="{} layers of {} values".format(*wanted),
             hint="Link the one that you sample the model with",
         )
@@ -95,13 +95,13 @@ def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_r
     waveform = sound(samples)
     # The VAE takes multiples of a length, and would cut off the rest at both ends.
     waveform = functional.pad(waveform, (0, -waveform.shape[2] % vae.downscale_ratio))
-    made = _run("VAEEncodeAudio", vae=vae, audio={"waveform": waveform, "sample_rate": samples})["samples"]
+    latent = _run("VAEEncodeAudio", vae=vae, audio={"waveform": waveform, "sample_rate": samples})["samples"]
     if type(vae.first_stage_model).__name__ == VAES["MiniMaxH3"]:
         _, empty = _run("EmptyMiniMaxH3LatentAV", width=32, height=32, length=frames)["samples"].unbind()
-        return made[..., : empty.shape[-1]]
+        return latent[..., : empty.shape[-1]]
     size = {"frames_number": frames, "frame_rate": frame_rate, "batch_size": 1}
     empty = _run("LTXVEmptyLatentAudio", **size, audio_vae=vae)["samples"]
-    return made[:, :, : empty.shape[2]]
+    return latent[:, :, : empty.shape[2]]
 
 
 def with_sound(latent: dict[str, Any], sound: Tensor) -> dict[str, Any]:

@@ -78,15 +78,15 @@ def running(patcher: Any) -> Generator[None]:
 
 def bypasses(model: nn.Module) -> list[Any]:
     """The adapters from files with which the host's own bypass has wrapped the `forward` of layers."""
-    found: list[Any] = []
+    adapters: list[Any] = []
     for module in model.modules():
         around = getattr(vars(module).get("forward"), "__self__", None)
         while isinstance(around, BypassForwardHook):
             # An adapter from a file has a tuple of tensors. Adapters in training have parameters.
             if isinstance(getattr(around.adapter, "weights", None), tuple):
-                found.append(around.adapter)
+                adapters.append(around.adapter)
             around = getattr(around.original_forward, "__self__", None)
-    return found
+    return adapters
 
 
 @contextmanager
@@ -108,15 +108,15 @@ def attention(function: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 def fused_functions() -> dict[str, Callable[..., Any]]:
     """Differentiable functions of plain torch, by the names of the host's fused kernels that they replace."""
-    found: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
     for module in ("rope", "adaln"):
         try:
-            found |= vars(importlib.import_module(f"comfy_kitchen.backends.eager.{module}"))
+            functions |= vars(importlib.import_module(f"comfy_kitchen.backends.eager.{module}"))
         except ImportError:
             # Older hosts do not have all of these kernels.
             continue
     names = ("apply_rope", "rms_rope", "adaln", "rms_adaln")
-    return {name: value for name, value in found.items() if callable(value) and name.startswith(names)}
+    return {name: value for name, value in functions.items() if callable(value) and name.startswith(names)}
 
 
 def staying(clip: Any) -> Any:
@@ -129,8 +129,8 @@ def staying(clip: Any) -> Any:
 
 def text_encoded(clip: Any, text: str) -> tuple[Tensor, dict[str, Any]]:
     """A text as `encoded_text` encodes it, with gradients: the encoded tokens, and all other values."""
-    made = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
-    return made.pop("cond"), made
+    values = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
+    return values.pop("cond"), values
 
 
 def held(tensor: Tensor, device: torch.device) -> Tensor:
@@ -236,10 +236,12 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
             continue
         if config is not None:
             named = (getattr(model_base, name, None) for name in type(config).get_model.__code__.co_names)
-            made = [one for one in named if isinstance(one, type) and hasattr(one, "extra_conds")]
+            classes = [value for value in named if isinstance(value, type) and hasattr(value, "extra_conds")]
             # If it names several, the last is the usual one. A pack's own configuration may name none.
-            kinds = [type(config), *made[-1:]]
-            return [kind.__name__ for one in kinds for kind in one.__mro__], made[-1].__name__ if made else ""
+            kinds = [type(config), *classes[-1:]]
+            return [kind.__name__ for top in kinds for kind in top.__mro__], classes[
+                -1
+            ].__name__ if classes else ""
     return [], ""
 
 
@@ -272,8 +274,8 @@ def with_given(
     Values are given where the noise mask, which is broadcast to x, is 0. Most video models get them without
     noise.
     """
-    given = model.scale_latent_inpaint(x=x, sigma=sigma, noise=noise, latent_image=latent)
-    return x * noise_mask + given * (1.0 - noise_mask)
+    known = model.scale_latent_inpaint(x=x, sigma=sigma, noise=noise, latent_image=latent)
+    return x * noise_mask + known * (1.0 - noise_mask)
 
 
 def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:

@@ -35,10 +35,10 @@ def patcher_of(patchable: Any) -> Any:
 
 def loaded_from(patchable: Any) -> str | None:
     """The path of the file that the host has loaded a model from; None if it does not say."""
-    made: Any = getattr(patcher_of(patchable), "cached_patcher_init", None)
+    init: Any = getattr(patcher_of(patchable), "cached_patcher_init", None)
     # The arguments of its loader. Those of other packs may take none.
-    first = made[1][:1] if made else ()
-    return next((found for found in first if isinstance(found, str)), None)
+    first = init[1][:1] if init else ()
+    return next((argument for argument in first if isinstance(argument, str)), None)
 
 
 def held_at(patcher: Any, path: str) -> Any:
@@ -51,8 +51,8 @@ def held_at(patcher: Any, path: str) -> Any:
 
 def layer_of(patcher: Any, path: str) -> Any:
     """The module at a path of the model, None where there is none."""
-    found = held_at(patcher, path)
-    return found if isinstance(found, nn.Module) else None
+    module = held_at(patcher, path)
+    return module if isinstance(module, nn.Module) else None
 
 
 def weight_shapes(*patchables: Any) -> dict[str, Shape]:
@@ -61,7 +61,7 @@ def weight_shapes(*patchables: Any) -> dict[str, Shape]:
     A quantised weight has the shape of its unpacked values.
     """
     shapes: dict[str, Shape] = {}
-    for patcher in (patcher_of(one) for one in patchables if one is not None):
+    for patcher in (patcher_of(patchable) for patchable in patchables if patchable is not None):
         for key, value in patcher.model_state_dict().items():
             # The parameter itself: the state dict of a quantised weight holds its packed data.
             weight = held_at(patcher, key) if key.endswith(".weight") else None
@@ -146,10 +146,10 @@ class HostReader:
 
     def forward(self, module: Any) -> Callable[..., torch.Tensor]:
         """The layer's own `forward`, below the host's own bypass, which replaces that method."""
-        found: Any = module.forward
-        while isinstance(hook := getattr(found, "__self__", None), BypassForwardHook):
-            found = hook.original_forward
-        return found
+        forward: Any = module.forward
+        while isinstance(hook := getattr(forward, "__self__", None), BypassForwardHook):
+            forward = hook.original_forward
+        return forward
 
     def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The weight that acts on the layer's input, (O, I, *kernel), in a dtype and on a device."""
@@ -184,7 +184,9 @@ def cast_of(module: Any, dtype: torch.dtype, device: torch.device, *, kept: bool
         comfy.ops.uncast_bias_weight(module, held, beside, stream)
     else:
         weight, bias = module.weight, module.bias
-    weight, bias = (None if one is None else plain(one).detach().to(device, dtype) for one in (weight, bias))
+    weight, bias = (
+        None if value is None else plain(value).detach().to(device, dtype) for value in (weight, bias)
+    )
     return weight, bias
 
 
@@ -196,10 +198,13 @@ class LoadedWeights:
 
     def __init__(self, name: str, *patchables: Any) -> None:
         self.name = name
-        patchers = [patcher_of(one) for one in patchables if one is not None]
+        patchers = [patcher_of(patchable) for patchable in patchables if patchable is not None]
         # A state dict also has keys that its model does not hold, such as the scale of a quantised weight.
         self._owners = {
-            key: one for one in patchers for key in one.model_state_dict() if held_at(one, key) is not None
+            key: patcher
+            for patcher in patchers
+            for key in patcher.model_state_dict()
+            if held_at(patcher, key) is not None
         }
         shapes = weight_shapes(*patchers)
         self.shapes: Mapping[str, Shape] = {key: shapes[key] for key in self._owners}

@@ -80,8 +80,8 @@ def _check(rows: str) -> bool | str:
     if isinstance(whole, str):
         return whole
     own = own_presets()
-    found = [valid(partial(_check_row, where, table, own)) for where, table in row_tables(rows)]
-    return "\n".join(text for text in found if isinstance(text, str)) or True
+    answers = [valid(partial(_check_row, where, table, own)) for where, table in row_tables(rows)]
+    return "\n".join(text for text in answers if isinstance(text, str)) or True
 
 
 def _check_row(where: str, table: Any, own: PresetFile) -> None:

@@ -99,21 +99,25 @@ class LycorisApplyStack(io.ComfyNode):
     ) -> io.NodeOutput:
         connected, whole_stack = stack is not None, stack or Stack()
         stack, of_pairs, known = of_expert(whole_stack, expert, model, cls.hidden)
-        changed = [(one, weight_shapes(one)) for one in (model, clip) if one is not None]
+        changed = [(linked, weight_shapes(linked)) for linked in (model, clip) if linked is not None]
         resolution = resolve(stack, weight_shapes(model, clip), absent_because="no CLIP is connected")
         resolution.check(strict=strict)
         pairs = resolution.pairs()
-        choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
+        choices = [choose(patcher_of(linked), own, pairs, mode, strict=strict) for linked, own in changed]
         note = Note(cls.hidden)
-        told = [LeftWhole(choice.tokens, note.say, strict=strict) for choice in choices]
+        reports = [LeftWhole(choice.tokens, note.say, strict=strict) for choice in choices]
         # As after the host's loaders in a row, of which the last one that has metadata counts.
         metadata = next(
-            (one.adapter.metadata for one in reversed(stack.entries) if not one.off and one.adapter.metadata),
+            (
+                entry.adapter.metadata
+                for entry in reversed(stack.entries)
+                if not entry.off and entry.adapter.metadata
+            ),
             {},
         )
         results = [
-            _patched(one, own, choice, left_whole, metadata)
-            for (one, own), choice, left_whole in zip(changed, choices, told, strict=True)
+            _patched(linked, own, choice, left_whole, metadata)
+            for (linked, own), choice, left_whole in zip(changed, choices, reports, strict=True)
         ]
         resolution = resolution.masked(pair for choice in choices for pair in choice.masked)
         chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
@@ -135,7 +139,7 @@ class LycorisApplyStack(io.ComfyNode):
 
 
 def _patched(
-    patchable: Any,
+    linked: Any,
     shapes: Mapping[str, Sequence[int]],
     choice: Choice,
     left_whole: LeftWhole,
@@ -144,8 +148,8 @@ def _patched(
     """A clone with the patches, bypass and metadata of a stack; the very same object where it has none."""
     patches = build_patches(shapes, choice.merged)
     if not patches and not choice.bypassed and not metadata:
-        return patchable
-    clone = patchable.clone()
+        return linked
+    clone = linked.clone()
     if metadata:
         attach_metadata(clone, metadata)
     if patches:

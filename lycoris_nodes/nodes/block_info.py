@@ -41,5 +41,5 @@ class LycorisBlockInfo(io.ComfyNode):
         surveyed = survey(stack or Stack(), weights.shapes, read=weights.original, progress=progress(1))
         picture = blocks_picture(surveyed)
         report, shown = describe_blocks(surveyed), picture_tensor(picture.image())
-        told = with_report(report=report, picture=picture)
-        return io.NodeOutput(report, shown, ui=told.ui)
+        shown_report = with_report(report=report, picture=picture)
+        return io.NodeOutput(report, shown, ui=shown_report.ui)

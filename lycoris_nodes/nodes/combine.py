@@ -38,5 +38,5 @@ class LycorisCombineStacks(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, stacks: Mapping[str, Stack | None] | None = None) -> io.NodeOutput:
-        found = (stacks or {}).values()
-        return io.NodeOutput(sum((stack for stack in found if stack), Stack()))
+        values = (stacks or {}).values()
+        return io.NodeOutput(sum((stack for stack in values if stack), Stack()))

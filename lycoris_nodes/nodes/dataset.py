@@ -285,9 +285,9 @@ class LycorisDataset(io.ComfyNode):
         cpu = torch.device("cpu")
         pictures = PictureFolder.of(picture_folder(folder), clips=films)
         vision = None if clip_vision is None else _vision_encoder(clip_vision)
-        given = given_of(network, first_frames, vision.encode if vision else None, references)
+        giving = given_of(network, first_frames, vision.encode if vision else None, references)
         hearing = None
-        if given and given.takes.music:
+        if giving and giving.takes.music:
             hearing = Encoder(music_of, "music")
         elif audio_encoder is not None:
             hearing = _hearing(audio_encoder, network)
@@ -295,7 +295,7 @@ class LycorisDataset(io.ComfyNode):
             vae,
             clip,
             references=references_of(network, references),
-            given=given,
+            given=giving,
             misses_frames=misses_frames(network, first_frames),
             takes_sound=takes_sound(network),
             needs_sound=needs_sound(network),
@@ -305,7 +305,7 @@ class LycorisDataset(io.ComfyNode):
             hearing=hearing,
             unmade=_unmade(network),
         )
-        if shown.listener and given and given.takes.hears and settings.frame_rate != own_rate:
+        if shown.listener and giving and giving.takes.hears and settings.frame_rate != own_rate:
             # The host's nodes share out what is heard at this rate.
             raise TrainError(
                 "the model hears sound at its own frame rate alone",
@@ -314,7 +314,7 @@ class LycorisDataset(io.ComfyNode):
                 expected=f"{own_rate:g}",
                 hint="Set it to auto, or unlink `audio_encoder`",
             )
-        found = prepared(
+        dataset = prepared(
             pictures,
             settings,
             Encoder(vae.encode, _identity_of_vae(vae)),
@@ -326,23 +326,23 @@ class LycorisDataset(io.ComfyNode):
             shown,
         )
         return with_report(
-            _latents(found.training),
-            [sample.conditioning for sample in found.training],
-            [sample.text for sample in found.training],
-            found.masks,
-            found.empty,
-            _latents(found.held_out),
-            [sample.conditioning for sample in found.held_out],
-            [sample.text for sample in found.held_out],
-            report=paragraph(found.report),
-            shown=shown_picture(found.shown, cls),
+            _latents(dataset.training),
+            [sample.conditioning for sample in dataset.training],
+            [sample.text for sample in dataset.training],
+            dataset.masks,
+            dataset.empty,
+            _latents(dataset.held_out),
+            [sample.conditioning for sample in dataset.held_out],
+            [sample.text for sample in dataset.held_out],
+            report=paragraph(dataset.report),
+            shown=shown_picture(dataset.shown, cls),
         )
 
 
 def _latents(samples: list[PreparedPicture]) -> list[dict[str, Any]]:
     # A sample that counts several times is the same object, so that it is in memory once.
-    made: dict[int, dict[str, Any]] = {}
-    return [made.setdefault(id(sample), _latent(sample)) for sample in samples]
+    latents: dict[int, dict[str, Any]] = {}
+    return [latents.setdefault(id(sample), _latent(sample)) for sample in samples]
 
 
 def _latent(sample: PreparedPicture) -> dict[str, Any]:

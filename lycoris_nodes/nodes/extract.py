@@ -90,10 +90,10 @@ class LycorisExtractAdapter(io.ComfyNode):
         **fit: Any,
     ) -> io.NodeOutput:
         loaded = (tuned_model, base_model, tuned_clip, base_clip)
-        if tuned_file == base_file == LOADED and all(one is None for one in loaded):
+        if tuned_file == base_file == LOADED and all(model is None for model in loaded):
             report = "Nothing was extracted: no models are chosen.\nChoose two files, or connect two models."
             return with_report(None, report=report, state="nothing")
-        made = extract_adapter(
+        adapter = extract_adapter(
             _source("base", base_file, base_model, base_clip),
             _source("tuned", tuned_file, tuned_model, tuned_clip),
             algorithm,
@@ -103,7 +103,7 @@ class LycorisExtractAdapter(io.ComfyNode):
             name="extracted" if tuned_file == LOADED else None,
             **fit_options(**fit),
         )
-        return with_fit(Stack([Entry(made)]))
+        return with_fit(Stack([Entry(adapter)]))
 
 
 def _file(name: str, what: str) -> Any:

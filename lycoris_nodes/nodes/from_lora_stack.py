@@ -74,8 +74,8 @@ class LycorisFromLoraStack(io.ComfyNode):
         lora_model: Mapping[str, Any] | None = None,
         stack: Stack | None = None,
     ) -> io.NodeOutput:
-        found = (stack or Stack()) + from_lora_stack(lora_stack)
+        entries = (stack or Stack()) + from_lora_stack(lora_stack)
         if lora_model is not None:
             adapter = adapter_of_tensors(lora_model, name=NAME)
-            found += Stack([Entry(adapter, strength=strength_model, strength_clip=strength_clip)])
-        return io.NodeOutput(found)
+            entries += Stack([Entry(adapter, strength=strength_model, strength_clip=strength_clip)])
+        return io.NodeOutput(entries)

@@ -63,14 +63,14 @@ class LycorisInspect(io.ComfyNode):
         if not stack:
             raise no_stack("inspect", stack)
         # The total comes with the first update.
-        found = examine(
+        examined = examine(
             stack,
             base=connected_weights(model, clip),
             signs=signs,
             device=compute_device(),
             progress=progress(1),
         )
-        picture = examination_picture(found)
+        picture = examination_picture(examined)
         return with_report(
-            picture_tensor(picture.image()), report=describe_examination(found), picture=picture
+            picture_tensor(picture.image()), report=describe_examination(examined), picture=picture
         )

@@ -162,20 +162,20 @@ class LycorisJudge(io.ComfyNode):
     def execute(cls, **asked: Any) -> io.NodeOutput:
         tell, bar = stages(cls.hidden), progress(1)
 
-        def told(stage: str, done: int, of: int) -> None:
+        def tell_stage(stage: str, done: int, of: int) -> None:
             tell(stage, done, of)
             bar(done, of)
 
         expert, because = trained_expert(AS_FAMILY, asked["model"], cls.hidden)
-        made = run_judge(Asked(**asked, expert=expert, because=because), told)
-        found = made.judgement
-        samples = torch.cat([picture_tensor(one) for one in made.samples]) if made.samples else None
+        judged = run_judge(Asked(**asked, expert=expert, because=because), tell_stage)
+        judgement = judged.judgement
+        samples = torch.cat([picture_tensor(sample) for sample in judged.samples]) if judged.samples else None
         return with_report(
-            made.stack,
-            picture_tensor(made.picture.image()),
+            judged.stack,
+            picture_tensor(judged.picture.image()),
             # Nothing downstream is run without pictures.
             ExecutionBlocker(None) if samples is None else samples,
-            report=made.report,
-            state="all" if found.helps else "partly",
-            picture=made.picture,
+            report=judged.report,
+            state="all" if judgement.helps else "partly",
+            picture=judged.picture,
         )

@@ -114,8 +114,8 @@ class LycorisLoadAdapter(io.ComfyNode):
             return io.NodeOutput(stack or Stack())
         # Pass on only what the user chose: an option replaces what the file says, and the same file with
         # other options is another adapter.
-        given = (("dora", dora, "paper"), ("sig_type", sig_type, AS_IT_IS))
-        options: dict[str, Any] = {name: value for name, value, usual in given if value != usual}
+        choices = (("dora", dora, "paper"), ("sig_type", sig_type, AS_IT_IS))
+        options: dict[str, Any] = {name: value for name, value, usual in choices if value != usual}
         adapter = load_adapter(lora_path(file), **options)
         entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip, label=file)
         return io.NodeOutput((stack or Stack()) + Stack([entry]))

@@ -111,8 +111,8 @@ class LycorisMask(io.ComfyNode):
             )
         weights = Tensor([[[1.0]]]) if mask is None else softened(planes(mask), soft_edge)
         check_strength("outside", outside)
-        made = Mask(weights, spans, outside, text=text == "whole")
-        masked = (stack or Stack()).with_mask(made)
+        drawn_mask = Mask(weights, spans, outside, text=text == "whole")
+        masked = (stack or Stack()).with_mask(drawn_mask)
         picture = mask_picture(masked) or Picture("The stack is empty.", [])
         drawn = picture.image()
         return io.NodeOutput(masked, picture_tensor(drawn), ui=shown_picture(drawn, cls))
@@ -126,11 +126,11 @@ def planes(mask: Any) -> Tensor:
     if not isinstance(mask, Tensor):
         raise LycorisError("the input `mask` cannot be used", got=type(mask).__name__, expected="a mask")
     # Some packs give masks of bool.
-    found = mask if mask.is_floating_point() else mask.float()
-    found = found[:, 0] if found.ndim == 4 and found.shape[1] == 1 else found
-    found = found[None] if found.ndim == 2 else found
-    near = found.clamp(0, 1)
-    return near if bool(((found - near).abs() <= SLACK).all()) else found
+    values = mask if mask.is_floating_point() else mask.float()
+    values = values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
+    values = values[None] if values.ndim == 2 else values
+    near = values.clamp(0, 1)
+    return near if bool(((values - near).abs() <= SLACK).all()) else values
 
 
 def softened(weights: Tensor, pixels: int) -> Tensor:

@@ -125,11 +125,11 @@ class LycorisMergeAdapters(io.ComfyNode):
             _check_apart(size=size.strip().lower(), algorithm=algorithm, norm_limit=norm_limit, **fit)
             # The parts keep their ranks.
             common = {name: fitted[name] for name in ("dtype", "device", "progress")}
-            made = orthogonal_adapters(stack, name, base=base, **common, **options)
+            adapters = orthogonal_adapters(stack, name, base=base, **common, **options)
             live = [entry for entry in stack if not entry.off]
             entries = [
                 Entry(adapter, entry.strength, entry.strength_clip)
-                for adapter, entry in zip(made, live, strict=True)
+                for adapter, entry in zip(adapters, live, strict=True)
             ]
             return with_fit(Stack(entries))
         merged = merge_adapters(
@@ -147,15 +147,15 @@ class LycorisMergeAdapters(io.ComfyNode):
         return with_fit(Stack([Entry(merged)]))
 
 
-def _check_apart(**given: Any) -> None:
+def _check_apart(**settings: Any) -> None:
     """Raise LycorisError for settings that have no effect where each adapter gets its own part."""
     whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
     for name, value in whole.items():
-        if given[name] != value:
+        if settings[name] != value:
             raise LycorisError(
                 f"with `{APART}` this setting does nothing: the parts are exact",
                 key=name,
-                got=str(given[name]),
+                got=str(settings[name]),
                 expected=str(value),
                 hint="Set it back, and give the parts their kind and size by Resize / Convert LoRA",
             )
@@ -179,14 +179,14 @@ def _place(method: tuple[str, Any]) -> tuple[bool, str]:
 
 def _inputs(method: MergeMethod) -> list[Any]:
     """The settings of a method, which the node shows while the method is chosen."""
-    found: list[Any] = []
+    inputs: list[Any] = []
     for option in method.options:
         if option.choices:
-            made = io.Combo.Input(
+            widget = io.Combo.Input(
                 option.name, options=list(option.choices), default=str(option.default), tooltip=option.what
             )
         else:
-            made = io.Float.Input(
+            widget = io.Float.Input(
                 option.name,
                 default=float(option.default),
                 min=option.low,
@@ -194,9 +194,9 @@ def _inputs(method: MergeMethod) -> list[Any]:
                 step=0.01 if option.high <= 100 else 0.1,
                 tooltip=option.what,
             )
-        found.append(made)
+        inputs.append(widget)
     if method.parts is not None:
-        found.append(
+        inputs.append(
             io.Combo.Input(
                 "result",
                 options=[TOGETHER, APART],
@@ -205,7 +205,7 @@ def _inputs(method: MergeMethod) -> list[Any]:
                 "orthogonal to the others, so that strengths can still be changed.",
             )
         )
-    return found
+    return inputs
 
 
 def _chosen(method: Any) -> tuple[str, dict[str, Any]]:

@@ -151,7 +151,7 @@ class LycorisPlan(io.ComfyNode):
                 return loss(module, batch)
 
             numbers = itertools.count(1)
-            found = probe(
+            measured = probe(
                 session.network,
                 [[samples[at]] for at in order[:batches]],
                 counted,
@@ -165,12 +165,12 @@ class LycorisPlan(io.ComfyNode):
                 progress=progress(1),
             )
         if edited.strip():
-            plan = Plan.of_json(edited, probe=found)
+            plan = Plan.of_json(edited, probe=measured)
         else:
-            plan = plan_ranks(found, size=wanted, algorithms=kinds)
+            plan = plan_ranks(measured, size=wanted, algorithms=kinds)
         picture = plan_picture(plan)
         notes = [
-            f"loss {found.loss:.4g} over {found.batches} latents",
+            f"loss {measured.loss:.4g} over {measured.batches} latents",
             *expert_in_words(expert, times, because),
             *guidance_in_words(family, positive),
         ]

@@ -83,12 +83,12 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             return with_report(report=NOTHING_SAVED, state="nothing")
         path = output_path(filename_prefix, SAFETENSORS[0])
         # The total comes with the first update.
-        bar, told = progress(1), False
+        bar, started = progress(1), False
 
         def written(done: int, size: int) -> None:
-            nonlocal told
-            if not told:
-                told = True
+            nonlocal started
+            if not started:
+                started = True
                 words = f"Writing {size / 1e6:.1f} MB to {shown_path(path)} ..."
                 tell_page(MEANWHILE, cls.hidden, text=words)
             bar(done, size)

@@ -63,18 +63,18 @@ class LycorisToLoraStack(io.ComfyNode):
         def tensors() -> dict[str, Any]:
             adapter = only_adapter(stack, "a LORA_MODEL", shapes)
             dialect = "kohya" if adapter.dialect == "kohya" else "comfy"
-            found = adapter_tensors(adapter, dialect, model=shapes)
+            tensors = adapter_tensors(adapter, dialect, model=shapes)
             faults.extend(faults_in_comfy(adapter.layers.values(), dialect))
-            return found
+            return tensors
 
         rows, row_words = _held(lambda: to_lora_stack(stack), "lora_stack", "row")
         held, held_words = _held(tensors, "lora_model", "tensor")
-        told = paragraph([row_words, held_words, *(f"  {fault}" for fault in faults)])
+        report = paragraph([row_words, held_words, *(f"  {fault}" for fault in faults)])
         # A stack of several cannot be a LORA_MODEL, and that is no fault.
         state = "partly" if faults or isinstance(rows, ExecutionBlocker) else "all"
         if isinstance(rows, ExecutionBlocker) and isinstance(held, ExecutionBlocker):
             state = "nothing"
-        return with_report(rows, held, report=told, state=state)
+        return with_report(rows, held, report=report, state=state)
 
 
 def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
@@ -83,8 +83,8 @@ def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
     Where it cannot be made, only nodes that are connected to this output stop, with the reason.
     """
     try:
-        made = make()
+        value = make()
     except LycorisError as error:
         reason = shown_text(str(error))
         return ExecutionBlocker(f"{name}: {reason}"), f"{name}: cannot be made: {reason}"
-    return made, f"{name}: {len(made)} {unit}{'' if len(made) == 1 else 's'}"
+    return value, f"{name}: {len(value)} {unit}{'' if len(value) == 1 else 's'}"

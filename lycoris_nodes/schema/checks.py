@@ -55,10 +55,10 @@ def _usual_number(value: Any) -> float | None:
 def _usual_numbers(value: Any) -> list[float] | None:
     """The typed or linked numbers; none for the usual value of the model, None if some are no numbers."""
     parts = value.split(",") if isinstance(value, str) else [value]
-    found = [_usual_number(part) for part in parts]
-    if len(parts) == 1 and found == [0]:
+    numbers = [_usual_number(part) for part in parts]
+    if len(parts) == 1 and numbers == [0]:
         return []
-    return None if len(parts) > SEVERAL or not all(found) else cast("list[float]", found)
+    return None if len(parts) > SEVERAL or not all(numbers) else cast("list[float]", numbers)
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -108,11 +108,11 @@ MANY = ("LATENT", "CONDITIONING", "MASK")
 """Types of inputs that may have many values in a node that takes lists. Other inputs have one."""
 
 
-def is_many(one: Any) -> bool:
+def is_many(item: Any) -> bool:
     """Whether an input may have many values in a node that takes lists. A text input may if it takes only
     links."""
-    kind = one.get_io_type()
-    return kind in MANY or (kind == "STRING" and bool(one.force_input))
+    kind = item.get_io_type()
+    return kind in MANY or (kind == "STRING" and bool(item.force_input))
 
 
 class NodeError(LycorisError):
@@ -139,39 +139,39 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     What the node shows is kept for pages that are opened later, errors included.
     """
     signature = inspect.signature(execute)
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
         hidden = getattr(cls, "hidden", None)
         try:
-            found = execute(cls, **_made(cls, args, inputs))
+            output = execute(cls, **_made(cls, args, inputs))
         except LycorisError as error:
             for part, text in list(vars(error).items()):
                 if isinstance(text, str):
                     setattr(error, part, shown_text(text))
             if running_node() is None:
                 raise
-            told = error.told()
-            keep(hidden, {"text": (told,), "lycoris": ({"state": "error"},)})
+            message = error.told()
+            keep(hidden, {"text": (message,), "lycoris": ({"state": "error"},)})
             of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
-            raise (NodeMemoryError if of_memory else NodeError)(told) from error
-        keep(hidden, found.ui if isinstance(found.ui, Mapping) else None)
-        return found
+            raise (NodeMemoryError if of_memory else NodeError)(message) from error
+        keep(hidden, output.ui if isinstance(output.ui, Mapping) else None)
+        return output
 
     def _made(cls: type[io.ComfyNode], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         schema = cls.define_schema()
         by_place = dict(list(signature.bind_partial(cls, *args).arguments.items())[1:])
-        known, given = _named(schema.inputs, {**by_place, **inputs}, signature.parameters, cls)
+        known, values = _named(schema.inputs, {**by_place, **inputs}, signature.parameters, cls)
         judged = inspect.signature(cls.validate_inputs).parameters
-        made = {name: value for name, value in given.items() if name not in known}
-        for name, one in known.items():
-            if name in given:
-                value = _alone(one, given[name]) if schema.is_input_list else given[name]
-                made[name] = _checked(one, value, signature.parameters, judged)
-            elif one.optional and ((absent := _absent(one, schema)) is not None or takes_all):
-                made[name] = _read(one, absent)
-        return made
+        arguments = {name: value for name, value in values.items() if name not in known}
+        for name, item in known.items():
+            if name in values:
+                value = _alone(item, values[name]) if schema.is_input_list else values[name]
+                arguments[name] = _checked(item, value, signature.parameters, judged)
+            elif item.optional and ((absent := _absent(item, schema)) is not None or takes_all):
+                arguments[name] = _read(item, absent)
+        return arguments
 
     return run
 
@@ -179,37 +179,37 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 def places(inputs: Sequence[Any]) -> dict[str, str]:
     """The names of a node's inputs in a prompt, by input. In a group they begin with the group's name."""
     grouped = {each.id: f"{group.id}.{each.id}" for group, each in _grouped(inputs)}
-    return {**{one.id: one.id for one in inputs}, **grouped}
+    return {**{item.id: item.id for item in inputs}, **grouped}
 
 
 def ranges(inputs: Sequence[Any]) -> dict[str, tuple[float, float]]:
     """The least and the largest value of a node's inputs that take numbers, in groups too."""
     every = (*inputs, *(each for _, each in _grouped(inputs)))
-    bounds = {one.id: (getattr(one, "min", None), getattr(one, "max", None)) for one in every}
+    bounds = {item.id: (getattr(item, "min", None), getattr(item, "max", None)) for item in every}
     return {name: (low, high) for name, (low, high) in bounds.items() if low is not None and high is not None}
 
 
-def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def literals(inputs: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a node's inputs as `checked` gives them, from widget values by their names in a prompt.
 
     An input that is not given gets the schema's default. Raises LycorisError for a value that cannot be used.
     """
     named = places(inputs)
     every = (*inputs, *(each for _, each in _grouped(inputs)))
-    known = [(one, getattr(one, "default", None)) for one in every]
+    known = [(item, getattr(item, "default", None)) for item in every]
     return {
-        one.id: _checked(one, given.get(named[one.id], default), {}, (one.id,))
-        for one, default in known
+        item.id: _checked(item, values.get(named[item.id], default), {}, (item.id,))
+        for item, default in known
         if default is not None
     }
 
 
 def _grouped(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """The inputs that are in groups, each after its group."""
-    for one in inputs:
-        for choice in getattr(one, "options", None) or ():
+    for item in inputs:
+        for choice in getattr(item, "options", None) or ():
             for each in getattr(choice, "inputs", ()):
-                yield one, each
+                yield item, each
 
 
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -234,7 +234,10 @@ def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _named(
-    schema: Sequence[Any], given: Mapping[str, Any], parameters: Mapping[str, Any], cls: type[io.ComfyNode]
+    schema: Sequence[Any],
+    values_given: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    cls: type[io.ComfyNode],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs and the values by name, as if there were no groups.
 
@@ -242,25 +245,25 @@ def _named(
     added to the node. There it is left out, unless it is close to the name of an input.
     """
     known, names, values = dict[str, Any](), dict[str, str](), dict[str, Any]()
-    for one in schema:
-        choices = [option for option in getattr(one, "options", None) or () if hasattr(option, "inputs")]
-        group = given.get(one.id)
-        if choices and one.id not in parameters:
+    for item in schema:
+        choices = [option for option in getattr(item, "options", None) or () if hasattr(option, "inputs")]
+        group = values_given.get(item.id)
+        if choices and item.id not in parameters:
             inner = {each.id: each for choice in choices for each in choice.inputs}
             known |= inner
-            names |= {name: f"{one.id}.{name}" for name in inner}
+            names |= {name: f"{item.id}.{name}" for name in inner}
             held = group.items() if isinstance(group, Mapping) else ()
             # The choice itself has the name of the group, and None marks a value that the prompt leaves out.
-            values |= {name: value for name, value in held if name != one.id and value is not None}
+            values |= {name: value for name, value in held if name != item.id and value is not None}
             continue
-        names[one.id] = one.id
+        names[item.id] = item.id
         if not choices:
-            known[one.id] = one
-        if one.id in given:
-            values[one.id] = group
+            known[item.id] = item
+        if item.id in values_given:
+            values[item.id] = group
     hidden = getattr(cls, "hidden", None)
     of_page = bool((getattr(hidden, "extra_pnginfo", None) or {}).get("workflow"))
-    for name in sorted(given.keys() - {one.id for one in schema} | values.keys() - names.keys()):
+    for name in sorted(values_given.keys() - {item.id for item in schema} | values.keys() - names.keys()):
         near = difflib.get_close_matches(name.rpartition(".")[2], names, 1)
         if name in names.values():
             hint = f"It needs another choice of `{name.partition('.')[0]}`"
@@ -275,33 +278,33 @@ def _named(
     return known, {name: value for name, value in values.items() if name in names}
 
 
-def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Container[str]) -> Any:
+def _checked(item: Any, value: Any, parameters: Mapping[str, Any], judged: Container[str]) -> Any:
     """The value of an input as the node gets it. Raises LycorisError where the input does not allow it."""
-    taken = parameters.get(one.id)
-    if value is None and (one.optional if taken is None else taken.default is not inspect.Parameter.empty):
+    taken = parameters.get(item.id)
+    if value is None and (item.optional if taken is None else taken.default is not inspect.Parameter.empty):
         return None
-    for place, kind, each in _values(one, value):
+    for place, kind, each in _values(item, value):
         check(place, kind, each)
-    options = getattr(one, "options", None)
-    if options and one.id not in judged and value not in options:
-        problem = f"the value of `{one.id}` is none of its choices"
+    options = getattr(item, "options", None)
+    if options and item.id not in judged and value not in options:
+        problem = f"the value of `{item.id}` is none of its choices"
         raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
-    return _read(one, value)
+    return _read(item, value)
 
 
-def _alone(one: Any, value: Any) -> Any:
+def _alone(item: Any, value: Any) -> Any:
     """The value of an input of a node that takes lists: the list if `is_many`, else its one value."""
-    if is_many(one) or not isinstance(value, list):
+    if is_many(item) or not isinstance(value, list):
         return value
     if len(value) != 1:
-        raise LycorisError(f"the input `{one.id}` takes one value", got=f"{len(value)} values", expected="1")
+        raise LycorisError(f"the input `{item.id}` takes one value", got=f"{len(value)} values", expected="1")
     return value[0]
 
 
-def _absent(one: Any, schema: io.Schema) -> Any:
+def _absent(item: Any, schema: io.Schema) -> Any:
     """The value of an optional input that is not given: the schema's default, if there is one."""
-    default = getattr(one, "default", None)
-    return () if default is None and schema.is_input_list and is_many(one) else default
+    default = getattr(item, "default", None)
+    return () if default is None and schema.is_input_list and is_many(item) else default
 
 
 def check(name: str, kind: str, value: object) -> None:
@@ -322,15 +325,15 @@ def file_stamp(name: str, file: str | None, stamp: Callable[[str], str]) -> str:
     return stamp(file)
 
 
-def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
+def _values(item: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
     """The name, the host's type and the value of an input, or of each member of a growing input."""
-    template = getattr(one, "template", None)
-    kind = one.get_io_type() if template is None else ""
-    if template is None and is_many(one) and isinstance(value, list):
+    template = getattr(item, "template", None)
+    kind = item.get_io_type() if template is None else ""
+    if template is None and is_many(item) and isinstance(value, list):
         for number, each in enumerate(value, 1):
-            yield f"{one.id}, number {number}", kind, each
+            yield f"{item.id}, number {number}", kind, each
     elif template is None:
-        yield one.id, one.get_io_type(), value
+        yield item.id, item.get_io_type(), value
     elif isinstance(value, Mapping):
         for name, each in value.items():
             # None marks a member that nothing is linked to.
@@ -338,10 +341,10 @@ def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
                 yield name, template.input.get_io_type(), each
 
 
-def _read(one: Any, value: Any) -> Any:
+def _read(item: Any, value: Any) -> Any:
     """The value of an input as the node gets it, or the values of a growing input's members."""
-    template = getattr(one, "template", None)
-    kind = (one if template is None else template.input).get_io_type()
+    template = getattr(item, "template", None)
+    kind = (item if template is None else template.input).get_io_type()
     if kind not in READ or value is None:
         return value
     if template is None:

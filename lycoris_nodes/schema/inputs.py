@@ -107,15 +107,15 @@ def algorithm_input(*more: str) -> Any:
 
 def optional(*inputs: Any) -> list[Any]:
     """Inputs that need not be there."""
-    for one in inputs:
-        one.optional = True
+    for item in inputs:
+        item.optional = True
     return list(inputs)
 
 
 def advanced(*inputs: Any) -> list[Any]:
     """Inputs that are folded away on a node, and need not be there."""
-    for one in inputs:
-        one.advanced = True
+    for item in inputs:
+        item.advanced = True
     return optional(*inputs)
 
 
@@ -140,13 +140,13 @@ def usual_input(
 
     It is a text, so that the page can say what is usual. Numbers and links to numbers are taken as well.
     """
-    made: Any = io.MultiType.Input(
+    number: Any = io.MultiType.Input(
         io.String.Input(name, default=AS_FAMILY, tooltip=f"{tooltip} {AS_FAMILY}: {usual}."),
         # The order makes it another type, see `checks.USUAL_NUMBERS`.
         types=[io.Int, io.Float] if several else [io.Float, io.Int],
     )
-    made.default = AS_FAMILY
-    return made
+    number.default = AS_FAMILY
+    return number
 
 
 def fit_inputs() -> list[Any]:
@@ -224,14 +224,14 @@ USUAL, OWN = "usual", "own"
 
 def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
     """Inputs that the front end shows only if the user chooses `own`. All are optional."""
-    (made,) = advanced(
+    (group,) = advanced(
         io.DynamicCombo.Input(
             name,
             options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, advanced(*inputs))],
             tooltip=f"{tooltip} {USUAL}: as is usual for the model. {OWN}: as set below.",
         )
     )
-    return made
+    return group
 
 
 def mask_input() -> Any:

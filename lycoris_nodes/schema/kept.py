@@ -39,7 +39,7 @@ def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
 
 def kept(nodes: Collection[str]) -> list[Mapping[str, Any]]:
     """The reports of nodes by the host's keys, the latest first, each with its part of the prompt."""
-    return [one for one in reversed(list(_kept.values())) if one["node"] in nodes]
+    return [report for report in reversed(list(_kept.values())) if report["node"] in nodes]
 
 
 def _before(prompt: Prompt, node: str, done: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -26,13 +26,13 @@ def stages(hidden: Any) -> Callable[[str, int, int], None]:
 
     `web/training/words.js` puts the name into words.
     """
-    told = 0.0
+    told_at = 0.0
 
     def tell(stage: str, done: int, of: int) -> None:
-        nonlocal told
+        nonlocal told_at
         now = time.monotonic()
-        if done in (0, of) or now - told >= PAUSE:
-            told = now
+        if done in (0, of) or now - told_at >= PAUSE:
+            told_at = now
             tell_page(STAGE, hidden, stage=stage, done=done, of=of)
 
     return tell
@@ -98,5 +98,5 @@ def with_report(
 
 def with_fit(stack: Stack) -> io.NodeOutput:
     """A stack of fitted adapters, then a report on how much each one keeps."""
-    made = [adapter for entry in stack for adapter in entry.adapters]
-    return with_report(stack, report=describe_fit(*made), state=fit_verdict(*made)[0])
+    adapters = [adapter for entry in stack for adapter in entry.adapters]
+    return with_report(stack, report=describe_fit(*adapters), state=fit_verdict(*adapters)[0])

@@ -72,39 +72,43 @@ def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
         # The row itself shows that the file is missing.
         return {"line": [], "weights": {}, "idle": []}
     bars, *_ = _asked(question)
-    found = bars.weighed(rules)
+    weighed = bars.weighed(rules)
     line: list[float] = []
     for group in bars.groups:
-        means = [found.weights[bar.name].mean for bar in group.bars if bar.layers]
+        means = [weighed.weights[bar.name].mean for bar in group.bars if bar.layers]
         if group.sort == "blocks":
             line += means
         elif group.sort != "kinds" and means:
             line.append(fsum(means) / len(means))
-    return {"line": line, "weights": found.weights, "idle": found.idle}
+    return {"line": line, "weights": weighed.weights, "idle": weighed.idle}
 
 
 def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:
     """The bars, the model file that they are for, and whether that is the connected model."""
     path = lora_path(question["file"])
     files = known_files(question)
-    told = told_model(files) if files else None
-    connected = told is not None
-    if told is None:
+    about = told_model(files) if files else None
+    connected = about is not None
+    if about is None:
         like = model_like(load_adapter(path).families)
         files = [like] if like else []
-        told = told_model(files) if files else None
+        about = told_model(files) if files else None
     file = Fingerprint.of(path)
     try:
         model = files[0] if files else ""
-        return _bars(file, told, model), model, connected
+        return _bars(file, about, model), model, connected
     except MatchError:
         # The file has names that mean several layers of this model.
         return _bars(file, None, ""), "", False
 
 
 @lru_cache(maxsize=16)
-def _bars(file: Fingerprint, told: AboutModel | None, model: str) -> Bars:
-    return Bars(load_adapter(file.path), told.blocks if told else None, read=_reader(model) if told else None)
+def _bars(file: Fingerprint, about: AboutModel | None, model: str) -> Bars:
+    return Bars(
+        load_adapter(file.path),
+        about.blocks if about else None,
+        read=_reader(model) if about else None,
+    )
 
 
 def _reader(model: str) -> Callable[[str], Tensor | None]:

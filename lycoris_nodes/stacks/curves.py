@@ -24,18 +24,18 @@ def wired(value: Any) -> Curve:
     if isinstance(value, Mapping):
         points, ease = value.get("points"), value.get("interpolation", ease)
     try:
-        found = tuple(
+        points_of_curve = tuple(
             sorted(((float(time), float(height)) for time, height in points or ()), key=lambda p: p[0])
         )
     except (TypeError, ValueError):
-        found = None
-    if found is None or ease not in EASES:
+        points_of_curve = None
+    if points_of_curve is None or ease not in EASES:
         raise ScheduleError(
             "the curve that is linked cannot be read",
             got=type(value).__name__,
             expected="a curve of ComfyUI's Curve Editor",
         )
-    return Curve(found, EASES[ease])
+    return Curve(points_of_curve, EASES[ease])
 
 
 def drawn(text: str) -> dict[str, Any]:

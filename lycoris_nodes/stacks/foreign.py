@@ -42,17 +42,17 @@ def rows_of(value: Any, fields: Collection[str]) -> list[Table]:
     """
     rows, left = list[Table](), [value]
     while left:
-        one = left.pop()
-        if isinstance(one, list) and _is_triple(one):
-            rows.append(_row(*one[:3]))
-        elif isinstance(one, list):
-            left += reversed(one)
-        elif isinstance(one, dict):
-            found = _named(one, fields)
-            if found is None:
-                left += reversed(one.values())
+        value_left = left.pop()
+        if isinstance(value_left, list) and _is_triple(value_left):
+            rows.append(_row(*value_left[:3]))
+        elif isinstance(value_left, list):
+            left += reversed(value_left)
+        elif isinstance(value_left, dict):
+            row = _named(value_left, fields)
+            if row is None:
+                left += reversed(value_left.values())
             else:
-                rows.append(found)
+                rows.append(row)
         check_count(len(rows))
     return _chosen(rows)
 
@@ -72,15 +72,15 @@ def check_count(rows: int) -> None:
 
 def tuples_in(text: str) -> list[Table]:
     """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row without two strengths."""
-    found = [row.groups() for row in islice(TUPLE.finditer(text), MOST_ROWS + 1)]
-    check_count(len(found))
-    if found and len(found) != len(BEGUN.findall(text)):
+    rows = [row.groups() for row in islice(TUPLE.finditer(text), MOST_ROWS + 1)]
+    check_count(len(rows))
+    if rows and len(rows) != len(BEGUN.findall(text)):
         raise LycorisError(
             "a row of this LORA_STACK cannot be read",
-            got=f"{len(BEGUN.findall(text))} rows, {len(found)} of them with two strengths",
+            got=f"{len(BEGUN.findall(text))} rows, {len(rows)} of them with two strengths",
             expected='("name", model strength, text-encoder strength)',
         )
-    return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in found])
+    return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in rows])
 
 
 def _chosen(rows: list[Table]) -> list[Table]:
@@ -125,9 +125,9 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
         else:
             plain.append(argument)
     free = [place for place in PLACES[kind.lower()] if place not in named]
-    given = {**named, **dict(zip(free, plain, strict=False))}
-    rules, _, more = given.get("lbw", "").partition(";")
-    beyond = [*sorted(given.keys() - KNOWN), *plain[len(free) :], *filter(None, [more.strip()])]
+    arguments_given = {**named, **dict(zip(free, plain, strict=False))}
+    rules, _, more = arguments_given.get("lbw", "").partition(";")
+    beyond = [*sorted(arguments_given.keys() - KNOWN), *plain[len(free) :], *filter(None, [more.strip()])]
     if beyond or not end:
         raise LycorisError(
             f"a row cannot hold `{beyond[0]}` of this tag" if beyond else "this tag has no end",
@@ -137,8 +137,8 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
             hint="Change the tag" if beyond else None,
         )
     # Those packs take 1 for the text encoder if only the model's strength is named.
-    te = given.get("te", "1" if "unet" in named else None)
-    return {**_row(name, given.get("unet", te), te), "rules": rules.strip()}
+    te = arguments_given.get("te", "1" if "unet" in named else None)
+    return {**_row(name, arguments_given.get("unet", te), te), "rules": rules.strip()}
 
 
 def _split(body: str) -> tuple[str, list[str]]:
@@ -147,7 +147,7 @@ def _split(body: str) -> tuple[str, list[str]]:
     first = 2 if DRIVE.match(body) else 1
     for end in range(first, len(parts) + 1):
         name, arguments = ":".join(parts[:end]).strip(), parts[end:]
-        readable = all("=" in one or read_number(one) is not None for one in arguments)
+        readable = all("=" in argument or read_number(argument) is not None for argument in arguments)
         if readable and (end == first or is_lora(name)):
             return name, arguments
     return ":".join(parts[:first]).strip(), parts[first:]

@@ -101,17 +101,17 @@ def _tables(text: str) -> list[Any]:
     try:
         table = parse_json(text, unique=True)
     except ValueError as error:
-        found = tags_in(text) or tuples_in(text)
+        rows = tags_in(text) or tuples_in(text)
         problem, got = "are neither JSON nor tags such as <lora:name:0.8>", str(error)
     else:
         if isinstance(table, dict) and isinstance(table.get("rows"), list):
             return _own(table)
-        found = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
+        rows = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
         problem, got = "have another form", None
-    if not found:
+    if not rows:
         hint = "An empty text means no rows"
         raise LycorisError(f"the rows {problem}", got=got, expected=EMPTY, hint=hint)
-    return found
+    return rows
 
 
 def _own(table: dict[str, Any]) -> list[Any]:

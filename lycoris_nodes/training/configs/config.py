@@ -130,14 +130,14 @@ class Config:
         `usual` is the trainer's default. With `zero` a 0 is a value like others, and not `OFF`. Raises
         LycorisError for a value that cannot be read, or that the input does not allow.
         """
-        given = self.left.get(key)
+        written = self.left.get(key)
         value = self.take(key, usual)
-        if zero and given is not False and str(given) in ("0", "0.0"):
-            value = given
+        if zero and written is not False and str(written) in ("0", "0.0"):
+            value = written
         if value is None:
             return
         try:
-            found = read(value)
+            converted = read(value)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
                 "the value of a setting cannot be read",
@@ -145,11 +145,11 @@ class Config:
                 got=str(value),
                 hint="Correct it in the text, or delete it",
             ) from error
-        if found is None:
+        if converted is None:
             self.notes.append(f"{self.within}{key} = {value}")
             return
         low, high = self._ranges.get(name, (None, None))
-        if low is not None and high is not None and not low <= found <= high:
+        if low is not None and high is not None and not low <= converted <= high:
             raise LycorisError(
                 "the value of a setting is out of its range",
                 key=f"{self.within}{key}",
@@ -157,7 +157,7 @@ class Config:
                 expected=f"{low:g} to {high:g}",
                 hint="Correct it in the text, or delete it",
             )
-        self.values[name] = found
+        self.values[name] = converted
 
     def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
         """`put` for one of several words, in upper or lower case."""
@@ -171,8 +171,8 @@ class Config:
         """
         taken = [(ours, self.take(theirs)) for theirs, ours in options.items()]
         asked = [(ours, value) for ours, value in taken if value not in (None, "0")]
-        if found := [f"{ours} {value}" for ours, value in asked if _has(algorithm, ours)]:
-            self.values["overrides"] = f"*: {', '.join(found)}"
+        if asked_options := [f"{ours} {value}" for ours, value in asked if _has(algorithm, ours)]:
+            self.values["overrides"] = f"*: {', '.join(asked_options)}"
 
     def whole(self, algorithm: str, key: str) -> None:
         """Set the rank to `WHOLE` if this setting keeps the factors of a LoKr whole."""
@@ -181,9 +181,9 @@ class Config:
 
     def elsewhere(self, where: str, *keys: str) -> None:
         """For the keys that are present, note where a workflow sets them."""
-        found = [key for key in keys if self.take(key) is not None]
-        if found:
-            self.notes.append(f"{self.within}{', '.join(found)}: {where}")
+        present = [key for key in keys if self.take(key) is not None]
+        if present:
+            self.notes.append(f"{self.within}{', '.join(present)}: {where}")
 
     def unused(self, *keys: str) -> None:
         """Drop keys that do not affect what is learned."""
@@ -214,11 +214,11 @@ class Config:
         self.choose(key, "times", {word: times for word, (times, _) in choices.items()}, usual)
         if word not in choices:
             return
-        found = choices[word][1]
-        if found is None:
+        shift_of_word = choices[word][1]
+        if shift_of_word is None:
             self.put(shift, "shift", float, usual_shift)
         else:
-            self.values["shift"] = found
+            self.values["shift"] = shift_of_word
             self.unused(shift)
 
     def resolution(self, key: str, sides: Callable[[Any], Sequence[int]]) -> None:
@@ -227,11 +227,11 @@ class Config:
         if value is None:
             return
         try:
-            found = sorted({side for side in sides(value) if side > 0}, reverse=True)
+            squares = sorted({side for side in sides(value) if side > 0}, reverse=True)
         except OF_ANOTHER_FORM:
-            found = []
-        shown = ", ".join(map(str, found)) or str(value)
-        if found:
+            squares = []
+        shown = ", ".join(map(str, squares)) or str(value)
+        if squares:
             self.pictures["resolution"] = shown
         self.notes.append(f"{self.within}{key} = {shown}: {OF_PICTURES}")
 
@@ -262,12 +262,12 @@ class Config:
 
         Arguments of an optimiser without a counterpart are noted with it.
         """
-        given = str(self.left.get(key) or "AdamW")
-        name = given.lower()
+        written = str(self.left.get(key) or "AdamW")
+        name = written.lower()
         if name not in OPTIMISERS:
             self.unused(key)
             texts = (f"{argument}={value}" for argument, value in arguments.items() if value not in OFF)
-            self.notes.append(f"{self.within}{key} = {' '.join([given, *texts])}")
+            self.notes.append(f"{self.within}{key} = {' '.join([written, *texts])}")
             return
         self.choose(key, "optimiser", OPTIMISERS)
         decay = arguments.get("weight_decay")
@@ -315,10 +315,10 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
     known = discover(trainers.__name__)
     for trainer in known:
         try:
-            found = trainer.config_of(table)
-            if found is None:
+            table_of_trainer = trainer.config_of(table)
+            if table_of_trainer is None:
                 continue
-            config = Config(found)
+            config = Config(table_of_trainer)
             trainer.read(config)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
@@ -356,14 +356,14 @@ def _table(text: str) -> dict[str, Any]:
     forms = {"JSON": json.loads, "TOML": _toml, "a command line": _command, "YAML": _yaml}
     for form, read in forms.items():
         try:
-            found = read(text)
+            values_read = read(text)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             wrong[form] = f"as {form}: {' '.join(str(error).split())}"
             continue
-        if isinstance(found, dict):
-            if _count(found, {}) > MOST_VALUES:
+        if isinstance(values_read, dict):
+            if _count(values_read, {}) > MOST_VALUES:
                 raise LycorisError("the config has too many values", expected=f"at most {MOST_VALUES}")
-            return cast("dict[str, Any]", found)
+            return cast("dict[str, Any]", values_read)
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
     raise LycorisError(
         "the text is not a config",
@@ -380,7 +380,7 @@ def _count(value: Any, known: dict[int, float]) -> float:
     if id(value) not in known:
         known[id(value)] = math.inf
         inner = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(one, known) for one in cast("Iterable[Any]", inner))
+        known[id(value)] = 1 + sum(_count(member, known) for member in cast("Iterable[Any]", inner))
     return known[id(value)]
 
 
@@ -391,8 +391,8 @@ def _command(text: str) -> dict[str, Any] | None:
     """
     filled = (line for line in REMARK.sub("", text).splitlines() if line.strip())
     lines = GOES_ON.sub(" ", "\n".join(filled)).splitlines()
-    found = [one for line in lines if _is_command(line) for one in _commands(shlex.split(line))]
-    return max(found, key=len, default=None)
+    commands = [command for line in lines if _is_command(line) for command in _commands(shlex.split(line))]
+    return max(commands, key=len, default=None)
 
 
 def _is_command(line: str) -> bool:
@@ -403,15 +403,15 @@ def _is_command(line: str) -> bool:
 
 def _commands(words: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The settings of each command in a line."""
-    found: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     values: list[str] = []
     for word in (*words, ";"):
         if OPERATOR.fullmatch(word):
-            yield {name: _value(given) for name, given in found.items()}
-            found, values = {}, []
+            yield {name: _value(words_of_option) for name, words_of_option in settings.items()}
+            settings, values = {}, []
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            values = found[name] = [value] if equals else []
+            values = settings[name] = [value] if equals else []
         elif not word.endswith(".py"):
             values.append(word)
 

@@ -142,12 +142,12 @@ def caption_of(
         ratio = host.ratios_of(model)[2]
         height, width = latent.values.shape[-2:]
         defaults = sizes_told((width * ratio, height * ratio))
-    told = {**defaults, **tree_map_only(Tensor, own, dict(settings))}
+    values = {**defaults, **tree_map_only(Tensor, own, dict(settings))}
     usual = family_of(model).guidance
-    if usual is not None and told.get("guidance", usual) is not None:
-        told["guidance"] = usual
+    if usual is not None and values.get("guidance", usual) is not None:
+        values["guidance"] = usual
     noise = torch.zeros(latent.values.shape, device=device)
     mask = None if latent.noise_mask is None else latent.noise_mask.to(device)
-    conds = host.encoded(model, tree_map_only(Tensor, finite, text), told, noise, latent.shapes, seed, mask)
-    made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
-    return made.moved(own)
+    conds = host.encoded(model, tree_map_only(Tensor, finite, text), values, noise, latent.shapes, seed, mask)
+    caption = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
+    return caption.moved(own)

@@ -20,7 +20,7 @@ class Family(Training):
         return Times(self.distribution, self.mean, shift=shift)
 
 
-FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
+FAMILIES: dict[str, Family] = {record.host: Family(**vars(record)) for record in TRAINED}
 """Families by the name of the host's class of the model, or of its configuration where that is more exact."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
@@ -71,8 +71,8 @@ def _configured(model: Any) -> list[str]:
     return [*_kinds(getattr(model, "model_config", None)), *_kinds(model)]
 
 
-def _kinds(one: Any) -> list[str]:
-    return [kind.__name__ for kind in type(one).__mro__]
+def _kinds(value: Any) -> list[str]:
+    return [kind.__name__ for kind in type(value).__mro__]
 
 
 def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:

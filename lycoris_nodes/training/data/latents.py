@@ -64,8 +64,8 @@ def latent_of(
 
 def _noise_mask(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
     """The noise mask of a latent with parts of these shapes."""
-    found = host.noise_mask_of(masks, shapes)[:, :1]
-    between = found[(found != 0) & (found != 1)]
+    mask = host.noise_mask_of(masks, shapes)[:, :1]
+    between = mask[(mask != 0) & (mask != 1)]
     if between.numel():
         raise TrainError(
             "a frame is given to the model in part, which cannot be trained",
@@ -73,9 +73,9 @@ def _noise_mask(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor
             expected="0 where a frame is given, 1 where it is made",
             hint="Set the strength of the node that gives the frame to 1",
         )
-    if not found.any():
+    if not mask.any():
         raise TrainError("all of a latent is given to the model", expected="a part to make")
-    return found
+    return mask
 
 
 def _as_expected(model: Any, latent: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     pixels = mask.reshape(-1, 1, *mask.shape[-2:])[:1].to(latent.values.device, torch.float32, copy=True)
     # A VAE drops rows and columns that do not fill a whole value of the latent.
     fits = all(
-        0 <= found - size * ratio < ratio or found == size
-        for found, size in zip(pixels.shape[-2:], (height, width), strict=True)
+        0 <= side - size * ratio < ratio or side == size
+        for side, size in zip(pixels.shape[-2:], (height, width), strict=True)
     )
     if not fits:
         raise TrainError(
@@ -125,15 +125,15 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
         raise TrainError(
             "a mask has values that are negative or not finite", got=f"{float(bad[0]):g}", expected="0 to 1"
         )
-    found = functional.interpolate(pixels, (height, width), mode="area")
-    found = found.view(1, 1, *(1 for _ in shape[2:-2]), height, width)
+    weights = functional.interpolate(pixels, (height, width), mode="area")
+    weights = weights.view(1, 1, *(1 for _ in shape[2:-2]), height, width)
     beside = 0
     if others := latent.shapes[1:]:
         beside, _ = host.packed([torch.zeros(shape), *map(torch.ones, others)])
-        found, _ = host.packed([found.expand(shape), *map(torch.zeros, others)])
-    if not (found if latent.noise_mask is None else found * latent.noise_mask).any():
+        weights, _ = host.packed([weights.expand(shape), *map(torch.zeros, others)])
+    if not (weights if latent.noise_mask is None else weights * latent.noise_mask).any():
         raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")
-    return found + beside
+    return weights + beside
 
 
 def has_pictures(shapes: Sequence[torch.Size]) -> bool:
@@ -157,7 +157,9 @@ def means(
     if len(shapes) > 1:
         parts = host.unpacked(values, shapes)
         none = [None for _ in parts]
-        masks, divisors = (none if one is None else host.unpacked(one, shapes) for one in (mask, over))
+        masks, divisors = (
+            none if tensor is None else host.unpacked(tensor, shapes) for tensor in (mask, over)
+        )
         each = [means(part, [part.shape], *own) for part, *own in zip(parts, masks, divisors, strict=True)]
         return torch.stack(each).sum(0)
     if mask is None:

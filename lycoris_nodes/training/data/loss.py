@@ -70,7 +70,7 @@ class Sample:
             and self.strength == other.strength
             and self.caption.goes_with(other.caption)
             and (self.guide is None or other.guide is None or self.guide.goes_with(other.guide))
-            and all(one.goes_with(another) for one, another in zip(self.others, other.others, strict=True))
+            and all(own.goes_with(another) for own, another in zip(self.others, other.others, strict=True))
         )
 
 
@@ -163,7 +163,7 @@ class DiffusionLoss:
         total = torch.zeros((), device=self.session.device)
         with self.encoder.one_pass() if self.encoder else nullcontext():
             drawn = [self._draw(sample) for sample in samples]
-            for kind in _kinds([one.sample for one in drawn]):
+            for kind in _kinds([draw.sample for draw in drawn]):
                 total = total + self._of([drawn[number] for number in kind]).sum()
         return total / len(samples)
 
@@ -185,10 +185,10 @@ class DiffusionLoss:
 
     def _of(self, group: Sequence[_Drawn]) -> Tensor:
         """The weighted losses (B,) of samples that go with each other."""
-        sigma = sigma_at(self._sampling, self._here(torch.cat([one.time for one in group])))
-        noise = self._here(torch.cat([one.noise for one in group]))
-        columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
-        latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
+        sigma = sigma_at(self._sampling, self._here(torch.cat([draw.time for draw in group])))
+        noise = self._here(torch.cat([draw.noise for draw in group]))
+        columns = list(zip(*((draw.sample, *draw.sample.others) for draw in group), strict=True))
+        latents = [self._here(torch.cat([draw.latent.values for draw in column])) for column in columns]
         seen = [self._seen(*each, noise, sigma) for each in zip(columns, latents, strict=True)]
         wanted, alone, counts = latents, [None] * len(columns), [1.0] * len(columns)
         if columns[0][0].guide is not None:
@@ -196,7 +196,7 @@ class DiffusionLoss:
         elif len(columns) > 1:
             at = [column[0].strength for column in columns]
             counts = _counts(at)
-            captions = ([one.caption for one in column] for column in columns)
+            captions = ([sample.caption for sample in column] for column in columns)
             alone = [self._alone(*each, sigma) for each in zip(captions, seen, strict=True)]
             wanted = _opposed(at, latents, alone)
         passes = zip(columns, seen, wanted, alone, strict=True)
@@ -208,7 +208,7 @@ class DiffusionLoss:
     def _seen(self, column: Sequence[Sample], latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The noised latents (B, ...) of some samples, as the model takes them."""
         x = noised(self._sampling, sigma, noise, latent)
-        mask = _rows([one.latent.noise_mask for one in column], latent[:1, :1])
+        mask = _rows([sample.latent.noise_mask for sample in column], latent[:1, :1])
         return (
             x if mask is None else with_given(self.session.model, x, sigma, noise, latent, self._here(mask))
         )
@@ -217,26 +217,29 @@ class DiffusionLoss:
         self, column: Sequence[Sample], x: Tensor, wanted: Tensor, alone: Tensor | None, sigma: Tensor
     ) -> Tensor:
         """The losses (B,) of one pass, of samples at one strength; `alone` as from `_alone`, if known."""
-        captions = [one.caption for one in column]
+        captions = [sample.caption for sample in column]
         conds = self._conds(captions)
         with self.session.scaled(column[0].strength):
-            found = self.session.prediction(x, sigma, conds)
-        own = self._here(torch.tensor([one.weight for one in column]))
+            predicted = self.session.prediction(x, sigma, conds)
+        own = self._here(torch.tensor([sample.weight for sample in column]))
         # Weighted before the square: at a small sigma the square alone is tiny, and its weight huge.
         unit = rows(weight_on_denoised(self._sampling, sigma).sqrt(), x)
-        values = LOSSES[self.loss_type]((found - wanted) * unit, self.delta)
+        values = LOSSES[self.loss_type]((predicted - wanted) * unit, self.delta)
         like, shapes = x[:1, :1], column[0].latent.shapes
-        mask = _rows([one.mask for one in column], like)
-        made = _rows([one.latent.noise_mask for one in column], like)
-        if mask is None and made is None:
+        mask = _rows([sample.mask for sample in column], like)
+        made_there = _rows([sample.latent.noise_mask for sample in column], like)
+        if mask is None and made_there is None:
             return own * means(values, shapes, None)
-        mask, made = (self._here(torch.ones_like(like) if one is None else one) for one in (mask, made))
+        mask, made_there = (
+            self._here(torch.ones_like(like) if weights is None else weights)
+            for weights in (mask, made_there)
+        )
         # Parts that the model is given are not learned.
-        learned = mask * made
+        learned = mask * made_there
         loss = means(values, shapes, learned)
-        outside = (1 - mask.clamp(max=1)) * made
+        outside = (1 - mask.clamp(max=1)) * made_there
         if self.masked_prior and outside.any():
-            apart = (found - (self._alone(captions, x, sigma) if alone is None else alone)) * unit
+            apart = (predicted - (self._alone(captions, x, sigma) if alone is None else alone)) * unit
             kept = LOSSES[self.loss_type](apart, self.delta)
             # The same divisor as within the mask, so that a place outside counts as much as one inside.
             loss = loss + self.masked_prior * means(kept, shapes, outside, learned)
@@ -246,11 +249,11 @@ class DiffusionLoss:
         self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The targets of guided samples at x (B, ...), and what `_alone` gives, for each strength."""
-        guides = [one.guide for one in columns[0] if one.guide is not None]
+        guides = [sample.guide for sample in columns[0] if sample.guide is not None]
         said = (
-            [one.caption for one in columns[0]],
-            [one.less for one in guides],
-            [one.more for one in guides],
+            [sample.caption for sample in columns[0]],
+            [guide.less for guide in guides],
+            [guide.more for guide in guides],
         )
         own, less, more = (self._alone(captions, x, sigma) for captions in said)
         at = [column[0].strength for column in columns]
@@ -308,8 +311,8 @@ class _Drawn:
 def _kinds(samples: Sequence[Sample], most: int | None = None) -> list[list[int]]:
     """Groups of samples, by number. Each goes with the first `most` samples of its group; None: with all."""
     kinds: list[list[int]] = []
-    for number, one in enumerate(samples):
-        fitting = (kind for kind in kinds if all(one.goes_with(samples[other]) for other in kind[:most]))
+    for number, sample in enumerate(samples):
+        fitting = (kind for kind in kinds if all(sample.goes_with(samples[other]) for other in kind[:most]))
         kind = next(fitting, None)
         if kind is None:
             kinds.append([number])

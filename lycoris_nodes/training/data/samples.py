@@ -82,8 +82,10 @@ def samples_of(
     if not singles:
         raise TrainError("there are no latents", key=name, expected="at least one")
     count = len(singles)
-    conditionings = _for_each([text for one in captions for text in one], count, "captions", name)
-    flat = [placed for one in masks for placed in _planes(one)]
+    conditionings = _for_each(
+        [text for conditioning in captions for text in conditioning], count, "captions", name
+    )
+    flat = [placed for mask in masks for placed in _planes(mask)]
     weights = _for_each(flat, count, "masks", name) if flat else list(_noise_masks(latents, name))
     words: list[str | None] = [None] * count
     if encoder:
@@ -96,28 +98,28 @@ def samples_of(
                 hint="Link the texts of the pictures, or unlink `clip`",
             )
         words = _for_each(list(texts), count, "texts", name)
-    nothing = [text for one in empty for text in one]
+    nothing = [text for conditioning in empty for text in conditioning]
     if len(nothing) > 1:
         raise TrainError("there can be only one empty caption", key="empty_caption", got=f"{len(nothing)}")
-    made: dict[tuple[Any, ...], Caption] = {}
+    captions_made: dict[tuple[Any, ...], Caption] = {}
 
     def encoded(of: Any, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
         """Encode a conditioning, once for latents of one size. `of` says what it is made from."""
         key = (of, words, latent.shapes, id(latent.noise_mask))
-        if key not in made:
-            made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
-        return made[key]
+        if key not in captions_made:
+            captions_made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
+        return captions_made[key]
 
-    found: list[Sample] = []
+    samples: list[Sample] = []
     # A picture that is repeated is the same tensor, and is converted and held once.
     known: dict[tuple[_Place, _Place | None], Latent] = {}
     masked: dict[tuple[_Place, _Place], Tensor] = {}
-    for number, ((place, single), text, word, mask, given) in enumerate(
+    for number, ((place, single), text, word, mask, kept_key) in enumerate(
         zip(singles, conditionings, words, weights, _given(latents, name), strict=True), 1
     ):
         told(number, count)
         with _numbered(name, number, count):
-            key, parts = given or (None, None)
+            key, parts = kept_key or (None, None)
             if (place, key) not in known:
                 latent = latent_of(session.model, single, CPU, parts)
                 known[place, key] = replace(latent, values=held(latent.values, session.device))
@@ -136,13 +138,13 @@ def samples_of(
             without = encoded(id(text), text, latent, "")
         elif nothing:
             without = encoded(*_identified(text, nothing[0]), latent)
-        found.append(Sample(latent, caption, own, weight, without))
-    return found
+        samples.append(Sample(latent, caption, own, weight, without))
+    return samples
 
 
-def sketches_of(**given: Sequence[Any]) -> dict[str, list[Sketch]]:
+def sketches_of(**kinds: Sequence[Any]) -> dict[str, list[Sketch]]:
     """Sketches of each kind of data by its name, see `sketches`. Empty kinds are left out."""
-    return {name: sketches(_parts(one) for one in values) for name, values in given.items() if values}
+    return {name: sketches(_parts(value) for value in values) for name, values in kinds.items() if values}
 
 
 def epochs_of(
@@ -189,11 +191,11 @@ def described(samples: Sequence[Sample], size: int) -> str:
         text += f"; no two fit in one batch of {size}: their sizes or the lengths of their captions differ"
     strengths = [sample.strength for sample in (samples[0], *samples[0].others)]
     if len(strengths) > 1:
-        text += f"; each step trains at the strengths {', '.join(f'{one:g}' for one in strengths)}"
+        text += f"; each step trains at the strengths {', '.join(f'{strength:g}' for strength in strengths)}"
     if masked := sum(sample.mask is not None for sample in samples):
         text += f"; {masked} with a mask"
-    if given := sum(sample.latent.noise_mask is not None for sample in samples):
-        text += f"; {given} partly given to the model, which does not learn that part"
+    if partly := sum(sample.latent.noise_mask is not None for sample in samples):
+        text += f"; {partly} partly given to the model, which does not learn that part"
     return text
 
 
@@ -211,11 +213,11 @@ def _encoded(
         raise TrainError("a caption must be one text", got=f"{rows} in one conditioning", expected="1")
     if encoder and words is not None:
         with torch.no_grad():
-            made = encoder.caption(Text(words, conditioning[1]), latent)
+            caption = encoder.caption(Text(words, conditioning[1]), latent)
     else:
-        made = caption_of(session.model, [conditioning], latent, seed=seed, device=session.device)
-    check_width(session, made, latent)
-    return made.moved(lambda tensor: held(tensor, session.device))
+        caption = caption_of(session.model, [conditioning], latent, seed=seed, device=session.device)
+    check_width(session, caption, latent)
+    return caption.moved(lambda tensor: held(tensor, session.device))
 
 
 def without_text(conditioning: Any, nothing: Any) -> Any:
@@ -250,8 +252,8 @@ def _parts(value: Any) -> list[Tensor | str]:
 
 def _singles(latents: Latents) -> Iterator[tuple[_Place, Any]]:
     """Each latent (1, C, ...) of lists and batches. A batch of nested latents is one sample."""
-    for one in latents:
-        samples = one["samples"]
+    for latent in latents:
+        samples = latent["samples"]
         parts = [samples] if getattr(samples, "is_nested", False) else samples.split(1)
         for index, part in enumerate(parts):
             yield (id(samples), index), part
@@ -272,12 +274,12 @@ def _is_given(latent: Mapping[str, Any]) -> bool:
 
 def _given(latents: Latents, name: str) -> Iterator[tuple[_Place, list[Tensor]] | None]:
     """For each latent, the parts of a `noise_mask` that marks what the model is given, see `_is_given`."""
-    for one in latents:
-        count = sum(1 for _ in _singles([one]))
-        mask: Any = one.get(NOISE_MASK)
-        if not _is_given(one):
+    for latent in latents:
+        count = sum(1 for _ in _singles([latent]))
+        mask: Any = latent.get(NOISE_MASK)
+        if not _is_given(latent):
             yield from [None] * count
-        elif getattr(one["samples"], "is_nested", False):
+        elif getattr(latent["samples"], "is_nested", False):
             yield (id(mask), 0), list(mask.unbind()) if getattr(mask, "is_nested", False) else [mask]
         else:
             rows = [((id(mask), index), [row]) for index, row in enumerate(mask.split(1))]
@@ -286,10 +288,10 @@ def _given(latents: Latents, name: str) -> Iterator[tuple[_Place, list[Tensor]] 
 
 def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] | None]:
     """The `noise_mask` of each latent, as Set Latent Noise Mask and VAE Encode (for Inpainting) give it."""
-    for number, one in enumerate(latents, 1):
-        count = sum(1 for _ in _singles([one]))
-        mask = one.get(NOISE_MASK)
-        if mask is None or _is_given(one):
+    for number, latent in enumerate(latents, 1):
+        count = sum(1 for _ in _singles([latent]))
+        mask = latent.get(NOISE_MASK)
+        if mask is None or _is_given(latent):
             yield from [None] * count
             continue
         with _numbered(name, number, len(latents)):
@@ -319,7 +321,7 @@ def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
 
 def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list[str]:
     """In words, how the `noise_mask` of latents is used; [] if there is none."""
-    if not any(one.get(NOISE_MASK) is not None and not _is_given(one) for one in latents):
+    if not any(latent.get(NOISE_MASK) is not None and not _is_given(latent) for latent in latents):
         return []
     if masks:
         return [f"the {NOISE_MASK} of {name} is not used, because masks are linked"]

@@ -62,7 +62,7 @@ class TextEncoder:
             encoded = self.conditioning(_ANY)[0]
         finally:
             net.restore()
-        if not any(getattr(one, "requires_grad", False) for one in tree_leaves(encoded)):
+        if not any(getattr(tensor, "requires_grad", False) for tensor in tree_leaves(encoded)):
             kinds = ", ".join(sorted(kinds_of(self.session.network)))
             raise TrainError(
                 "these text encoders cannot be trained: their output has no gradient",
@@ -75,25 +75,25 @@ class TextEncoder:
     def conditioning(self, text: Text) -> list[Any]:
         """The conditioning that CLIP Text Encode would give for a text, with the encoders as they are now."""
         words = text.words
-        found = None if self._made is None else self._made.get(words)
-        if found is None:
-            found = host.text_encoded(self.clip, words)
+        encoded = None if self._made is None else self._made.get(words)
+        if encoded is None:
+            encoded = host.text_encoded(self.clip, words)
             if self._made is not None:
-                self._made[words] = found
-        return [[found[0], {**text.settings, **found[1]}]]
+                self._made[words] = encoded
+        return [[encoded[0], {**text.settings, **encoded[1]}]]
 
     def caption(self, text: Text, latent: Latent) -> Caption:
         """A text encoded for one latent, on the model's device and with its graph."""
-        made = caption_of(
+        caption = caption_of(
             self.model, self.conditioning(text), latent, seed=self.seed, device=self.device, graph=True
         )
-        return replace(made, text=text)
+        return replace(caption, text=text)
 
     def _unused(self) -> list[str]:
         """The outermost parts of the encoders that a text does not go through, by path."""
         called: set[nn.Module] = set()
 
-        def note(module: nn.Module, given: Any) -> None:
+        def note(module: nn.Module, arguments: Any) -> None:
             called.add(module)
 
         with ExitStack() as stack, torch.no_grad():

@@ -34,13 +34,13 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
 @contextmanager
 def misfits_told(network: nn.Module) -> Generator[None]:
     """A context in which an error is a TrainError if a layer was given vectors of a wrong width before it."""
-    with _misfits(network) as found:
+    with _misfits(network) as misfits:
         try:
             yield
         except Exception as error:
-            if not found:
+            if not misfits:
                 raise
-            path, width, expected = found[0]
+            path, width, expected = misfits[0]
             raise TrainError(
                 "a caption does not have the model's width",
                 got=f"{width} values for {path}",
@@ -62,12 +62,12 @@ def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
 @contextmanager
 def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
     """A context that notes layers given vectors of a wrong width: path, given width, right width."""
-    found: list[tuple[str, int, int]] = []
+    misfits: list[tuple[str, int, int]] = []
 
     def note(path: str, width: int) -> Callable[..., None]:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if given and isinstance(given[0], Tensor) and given[0].shape[-1:] != (width,):
-                found.append((path, given[0].shape[-1], width))
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments and isinstance(arguments[0], Tensor) and arguments[0].shape[-1:] != (width,):
+                misfits.append((path, arguments[0].shape[-1], width))
 
         return hook
 
@@ -75,7 +75,7 @@ def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
         for path, module in network.named_modules():
             if width := _taken(module):
                 stack.callback(module.register_forward_pre_hook(note(path, width)).remove)
-        yield found
+        yield misfits
 
 
 def _taken(module: nn.Module) -> int | None:

@@ -23,9 +23,9 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
 
     Raises LycorisError where there are no adapters, and for a strength with a schedule or a mask.
     """
-    given = stack or Stack()
-    given.check_constant("be judged")
-    entries = [replace(entry, strength=1.0, strength_clip=None) for entry in given]
+    judged = stack or Stack()
+    judged.check_constant("be judged")
+    entries = [replace(entry, strength=1.0, strength_clip=None) for entry in judged]
     if training.strip():
         entries += _of_training(training.strip())
     if not entries:
@@ -71,14 +71,14 @@ def _of_training(name: str) -> Iterator[Entry]:
             expected="files such as step-000100.safetensors",
             hint="Set `checkpoint_every` on Train LoRA / LyCORIS, or link `validation_latents`",
         )
-    found: dict[str, tuple[int, Adapter]] = {}
+    adapters: dict[str, tuple[int, Adapter]] = {}
     for path in places:
         adapter = load_adapter(path)
         layers = sketches(layer.tensors().values() for _, layer in sorted(adapter.layers.items()))
         steps = adapter.metadata.get(STEPS, "")
         # Other software's files may lack the number of steps.
-        found.setdefault(repr(layers), (int(steps) if steps.isdecimal() else 0, adapter))
-    for steps, adapter in sorted(found.values(), key=lambda one: one[0]):
+        adapters.setdefault(repr(layers), (int(steps) if steps.isdecimal() else 0, adapter))
+    for steps, adapter in sorted(adapters.values(), key=lambda each: each[0]):
         label = f"step {steps}" if steps else Path(adapter.path or adapter.name).stem
         yield Entry(adapter, label=label)
 

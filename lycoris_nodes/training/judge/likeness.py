@@ -33,14 +33,14 @@ class Likeness:
         return self.nearness - (self.drift or 0.0)
 
 
-def nearness(made: Tensor, data: Tensor) -> float:
+def nearness(embeddings: Tensor, data: Tensor) -> float:
     """The mean cosine of all pairs of embeddings (N, D) and (M, D)."""
-    return float((_directions(made) @ _directions(data).T).mean())
+    return float((_directions(embeddings) @ _directions(data).T).mean())
 
 
-def drift(made: Tensor, before: Tensor) -> float:
+def drift(embeddings: Tensor, before: Tensor) -> float:
     """1 minus the mean cosine of embeddings (N, D) with those of the same prompts without the adapter."""
-    return 1 - float((_directions(made) * _directions(before)).sum(1).mean())
+    return 1 - float((_directions(embeddings) * _directions(before)).sum(1).mean())
 
 
 def _directions(embeddings: Tensor) -> Tensor:

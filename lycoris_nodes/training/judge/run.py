@@ -69,17 +69,17 @@ class Judged:
     report: str
 
 
-def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
-    """Judge as asked. `told` is called at each stage, see `stages`.
+def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
+    """Judge as asked. `tell` is called at each stage, see `stages`.
 
     Raises LycorisError for files, links and data that cannot be judged.
     """
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)
     shapes = weight_shapes(asked.model, asked.clip)
-    for one in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
+    for entry in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
         # Check each alone: an adapter that fits nothing would pass beside one that fits.
-        Resolution((one,)).check()
+        Resolution((entry,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
     advice = memory_advice(checkpointed=True, batch_size=asked.batch_size, vae=asked.vae is not None)
     with (
@@ -97,13 +97,13 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
             encoder=encoder,
             masks=asked.masks,
             seed=asked.seed,
-            told=partial(told, "captions"),
+            told=partial(tell, "captions"),
         )
         times = times_of_expert(family.times, asked.expert, asked.model)
         loss = DiffusionLoss(session=session, times=times, encoder=encoder)
         networks = Networks(asked.model, asked.clip, session, encoder)
         batches = judged(held, asked.batch_size, asked.times)
-        found = judge(
+        judgement = judge(
             session.network,
             [Contender(entry.name, partial(networks.of, entry)) for entry in entries],
             strengths,
@@ -112,32 +112,35 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
             order=spread(asked.times, len(batches) // asked.times),
             share=asked.share,
             seed=asked.seed,
-            told=partial(told, "measuring"),
+            told=partial(tell, "measuring"),
         )
         seen = asked.clip_vision is not None
-        finalists = [*found.alike[:FINALISTS], ALONE] if seen else [found.best]
+        finalists = [*judgement.alike[:FINALISTS], ALONE] if seen else [judgement.best]
         prompts = _prompts(asked, held[0].latent)
-        others = [(one[:1], None) for one in asked.other_positive[: asked.samples]]
+        others = [(conditioning[:1], None) for conditioning in asked.other_positive[: asked.samples]]
         count = len(finalists) * len([*prompts, *others])
-        made: dict[Place, list[Tensor]] = {}
+        samples: dict[Place, list[Tensor]] = {}
         for number, place in enumerate(finalists):
             network = None if place == ALONE else networks.of(entries[place[0]])
-            with session.sampling(), acting(network, found.strengths[place[1]]) if network else nullcontext():
-                made[place] = [
+            with (
+                session.sampling(),
+                acting(network, judgement.strengths[place[1]]) if network else nullcontext(),
+            ):
+                samples[place] = [
                     _sampled(asked, session, encoder, held[0].latent, *prompt, asked.seed + index)
                     for index, prompt in enumerate([*prompts, *others])
                 ]
-            told("picturing", (number + 1) * count // len(finalists), count)
+            tell("picturing", (number + 1) * count // len(finalists), count)
     # The model is closed: other models may take its place.
-    pictures = {place: [_picture(asked, one) for one in each] for place, each in made.items()}
+    pictures = {place: [_picture(asked, latent) for latent in each] for place, each in samples.items()}
     likeness = _likeness(asked, pictures, len(prompts)) if asked.clip_vision is not None else {}
     if len(likeness) > 1:
         chosen = max(likeness, key=lambda place: likeness[place].score)
         words = "of these it is nearest to the data" + (" with least drift" if others else "")
-        found = replace(found, chosen=chosen, because=words)
-    best = entries[found.best[0]]
+        judgement = replace(judgement, chosen=chosen, because=words)
+    best = entries[judgement.best[0]]
     notes = [
-        *([] if found.helps else ["The stack has the nearest one"]),
+        *([] if judgement.helps else ["The stack has the nearest one"]),
         *expert_in_words(asked.expert, times, asked.because),
         *(
             f"{name}: {number_of(count, 'layer')} for text encoders not judged, because no clip is linked"
@@ -147,13 +150,13 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
         *masks_in_words(asked.latents, asked.masks, "latents"),
     ]
     data = f"data: {described(held, asked.batch_size)}"
-    lines, head = str(found).splitlines(), 1 + found.at_edge
-    table = [f"{found.called(place)}: {one}" for place, one in likeness.items()]
+    lines, head = str(judgement).splitlines(), 1 + judgement.at_edge
+    table = [f"{judgement.called(place)}: {like}" for place, like in likeness.items()]
     return Judged(
-        Stack([replace(best, strength=found.strengths[found.best[1]], strength_clip=None)]),
-        found,
-        judgement_picture(found, {place: one.numbers for place, one in likeness.items()}),
-        [one for one in pictures[found.best][: len(prompts)] if one is not None],
+        Stack([replace(best, strength=judgement.strengths[judgement.best[1]], strength_clip=None)]),
+        judgement,
+        judgement_picture(judgement, {place: like.numbers for place, like in likeness.items()}),
+        [picture for picture in pictures[judgement.best][: len(prompts)] if picture is not None],
         # The box folds what follows an empty line.
         paragraph([*lines[:head], *notes, "", *lines[head:], *table, data]),
     )
@@ -184,7 +187,7 @@ def _check_links(asked: Asked) -> None:
                 hint=f"Link `{other}`, or unlink `{name}`",
             )
     pictured = can_show(asked.model, asked.vae) and all(
-        has_pictures([part.shape for part in parts_of(one["samples"])]) for one in asked.latents
+        has_pictures([part.shape for part in parts_of(latent["samples"])]) for latent in asked.latents
     )
     if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
@@ -204,12 +207,12 @@ def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
     if not (has_pictures(like.shapes) and can_show(asked.model, asked.vae)):
         return []
     texts = list(asked.captions) or [None]
-    found: dict[Any, tuple[Any, Text | None]] = {}
-    for number, one in enumerate(asked.positive):
+    prompts_found: dict[Any, tuple[Any, Text | None]] = {}
+    for number, conditioning in enumerate(asked.positive):
         words = texts[number % len(texts)]
-        text = None if words is None else Text(words, one[0][1])
-        found.setdefault((id(one), words), (one[:1], text))
-    return list(found.values())[: asked.samples]
+        text = None if words is None else Text(words, conditioning[0][1])
+        prompts_found.setdefault((id(conditioning), words), (conditioning[:1], text))
+    return list(prompts_found.values())[: asked.samples]
 
 
 def _sampled(
@@ -233,15 +236,15 @@ def _picture(asked: Asked, latent: Tensor) -> Image | None:
 
 def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: int) -> dict[Place, Likeness]:
     """The likeness of each finalist, except the model alone, with which they are compared."""
-    singles = [one for each in asked.latents for one in parts_of(each["samples"])[0].split(1)][:SEEN]
+    singles = [latent for each in asked.latents for latent in parts_of(each["samples"])[0].split(1)][:SEEN]
     see = partial(embeddings, asked.clip_vision)
-    data = see([decoded_picture(asked.vae, one) for one in singles])
+    data = see([decoded_picture(asked.vae, latent) for latent in singles])
     seen = {place: see(each) for place, each in pictures.items()}
     before = seen[ALONE][prompts:]
     return {
         place: Likeness(
-            nearness(found[:prompts], data), drift(found[prompts:], before) if len(before) else None
+            nearness(vectors[:prompts], data), drift(vectors[prompts:], before) if len(before) else None
         )
-        for place, found in seen.items()
+        for place, vectors in seen.items()
         if place != ALONE
     }

@@ -28,13 +28,15 @@ def alias(tensor: Tensor) -> Tensor:
         return QuantizedTensor(alias(packed._qdata), packed._layout_cls, _aliased(packed._params))
     kind = type(tensor)
     with torch._C.DisableTorchFunctionSubclass():
-        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        tensor_alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         # Not `shape`: packed tensors of other packs may report another shape.
-        made.set_(tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride())
+        tensor_alias.set_(
+            tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride()
+        )
     if kind not in (Tensor, nn.Parameter):
-        made = made.as_subclass(kind)
-        vars(made).update(vars(tensor))
-    return made
+        tensor_alias = tensor_alias.as_subclass(kind)
+        vars(tensor_alias).update(vars(tensor))
+    return tensor_alias
 
 
 def _aliased(params: Any) -> Any:
@@ -57,7 +59,7 @@ def aliased(model: nn.Module) -> Generator[None]:
     """
     held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
     # A tensor that several modules share must stay one tensor.
-    made: dict[int, Any] = {}
+    aliases: dict[int, Any] = {}
     around = bypasses(model)
     # Original and alias, by the `id` of the alias. It is kept so that no other object gets that `id`.
     lent: dict[int, tuple[Any, Any]] = {}
@@ -80,13 +82,13 @@ def aliased(model: nn.Module) -> Generator[None]:
                             held.append((table, name, value, value, flag))
                             value.requires_grad_(False)
                         continue
-                    if id(value) not in made:
+                    if id(value) not in aliases:
                         other = alias(value)
                         if is_parameter and not isinstance(other, nn.Parameter):
                             other = nn.Parameter(other, requires_grad=False)
-                        made[id(value)] = other
-                    held.append((table, name, value, made[id(value)], flag))
-                    table[name] = made[id(value)]
+                        aliases[id(value)] = other
+                    held.append((table, name, value, aliases[id(value)], flag))
+                    table[name] = aliases[id(value)]
         yield
     finally:
         for adapter in around:

@@ -134,8 +134,8 @@ def reads_copied(network: nn.Module) -> Generator[None]:
     """A context in which norms, and some attentions, read copies of inputs that are overwritten
     afterwards."""
 
-    def copied(module: nn.Module, given: tuple[Any, ...]) -> Any:
-        return (given[0].clone(), *given[1:]) if torch.is_grad_enabled() else None
+    def copied(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        return (arguments[0].clone(), *arguments[1:]) if torch.is_grad_enabled() else None
 
     norms = [
         norm

@@ -59,7 +59,7 @@ def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool)
         if not torch.is_grad_enabled() or not x.requires_grad or "weight" in vars(module):
             return forward(x, *args, **kwargs)
         if args or kwargs:
-            return _Fetching.apply(x, None, lambda given: forward(given, *args, **kwargs))
+            return _Fetching.apply(x, None, lambda value: forward(value, *args, **kwargs))
         return _Fetching.apply(x, module if alone else None, forward)
 
     return run
@@ -79,9 +79,9 @@ class _Fetching(torch.autograd.Function):
             ctx.back = _of_convolution
         # These gradients do not depend on the input.
         ctx.save_for_backward(*(() if ctx.back else (x,)))
-        made = forward(x.detach())
+        output = forward(x.detach())
         # Callers may add to the output in place, which torch forbids for a view returned from here.
-        return torch.ops.aten._unsafe_view(made, made.shape) if made._is_view() else made
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -90,8 +90,8 @@ class _Fetching(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                (found,) = torch.autograd.grad(ctx.run(leaf), leaf, gradient)
-            return found, None, None
+                (gradient_of_x,) = torch.autograd.grad(ctx.run(leaf), leaf, gradient)
+            return gradient_of_x, None, None
         weight = cast_of(ctx.module, gradient.dtype, gradient.device, kept=False)[0]
         return ctx.back(ctx.module, ctx.shape, weight, gradient).to(ctx.dtype), None, None
 
@@ -106,8 +106,8 @@ def _is_plain_convolution(module: Any, dimensions: int) -> bool:
 def _of_linear(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
     # The layer multiplies its input by these factors (I,), and its weight is stored divided by them.
     scale = getattr(module, "pre_quant_scale", None)
-    found = gradient @ weight
-    return found if scale is None else found * scale.to(found)
+    product = gradient @ weight
+    return product if scale is None else product * scale.to(product)
 
 
 def _of_convolution(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:

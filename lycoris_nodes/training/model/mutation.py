@@ -33,15 +33,15 @@ def mutation_allowed() -> Generator[None]:
 
     def pack(tensor: Tensor) -> _Kept:
         storage = _storage_of(tensor)
-        found = kept.get(storage)
-        if found is None:
-            found = kept[storage] = _Storage()
+        stored = kept.get(storage)
+        if stored is None:
+            stored = kept[storage] = _Storage()
         # Without its graph, or the graph would hold itself.
-        return _Kept(tensor.detach(), found)
+        return _Kept(tensor.detach(), stored)
 
     _open.append(kept)
     try:
-        with saved_tensors_hooks(pack, lambda one: one.tensor), _Watch(kept):
+        with saved_tensors_hooks(pack, lambda holder: holder.tensor), _Watch(kept):
             yield
     finally:
         _open.clear()
@@ -70,12 +70,12 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
-        for tensor in _written(func, args, given):
+        named = kwargs or {}
+        for tensor in _written(func, args, named):
             storage = self._kept.pop(_storage_of(tensor), None)
             if storage is not None:
                 _copy(storage)
-        return func(*args, **given)
+        return func(*args, **named)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -83,9 +83,9 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
-            for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, Tensor):
-                    yield one
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, Tensor):
+                    yield tensor
 
 
 def _storage_of(tensor: Tensor) -> int:
@@ -96,9 +96,9 @@ def _storage_of(tensor: Tensor) -> int:
 def _copy(storage: _Storage) -> None:
     """Copy the kept tensors of a storage, each part of it once."""
     copies: dict[Any, Tensor] = {}
-    for one in list(storage):
-        tensor = one.tensor
+    for holder in list(storage):
+        tensor = holder.tensor
         part = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if part not in copies:
             copies[part] = tensor.clone()
-        one.tensor, one.storage = copies[part], None
+        holder.tensor, holder.storage = copies[part], None

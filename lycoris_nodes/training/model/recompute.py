@@ -75,8 +75,8 @@ def _checkpointed(forward: Callable[..., Any], family: str, within: Within) -> C
         call = _Call(forward, (args, kwargs), family, within)
         # Without an input that requires a gradient, torch would not ask the block for any.
         token = torch.zeros((), requires_grad=True)
-        made = _Recompute.apply(call, token, *call.tensors)
-        return filled(call.made, iter(made), family)
+        outputs = _Recompute.apply(call, token, *call.tensors)
+        return filled(call.made, iter(outputs), family)
 
     return run
 
@@ -84,10 +84,10 @@ def _checkpointed(forward: Callable[..., Any], family: str, within: Within) -> C
 class _Call:
     """One call of a block: its function, its arguments without their tensors, and its random state."""
 
-    def __init__(self, forward: Callable[..., Any], given: Any, family: str, within: Within) -> None:
+    def __init__(self, forward: Callable[..., Any], arguments: Any, family: str, within: Within) -> None:
         self.forward, self.family, self.within = forward, family, within
         self.tensors: list[Tensor] = []
-        self.given = emptied(given, self.tensors, family)
+        self.given = emptied(arguments, self.tensors, family)
         self.wanted = [tensor.requires_grad for tensor in self.tensors]
         kinds = {"cpu"} | {tensor.device.type for tensor in self.tensors}
         self.casts = [
@@ -102,9 +102,9 @@ class _Call:
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors that the block returns for these."""
         args, kwargs = filled(self.given, iter(tensors), self.family)
-        made: list[Tensor] = []
-        self.made = emptied(self.forward(*args, **kwargs), made, self.family)
-        return made
+        outputs: list[Tensor] = []
+        self.made = emptied(self.forward(*args, **kwargs), outputs, self.family)
+        return outputs
 
     def again(self, tensors: list[Tensor]) -> list[Tensor]:
         """Run with the random numbers and the autocast of the first time."""
@@ -122,14 +122,14 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, token: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         # Copies: a block may write over its inputs.
-        made = call.run([tensor.detach().clone() for tensor in tensors])
+        outputs = call.run([tensor.detach().clone() for tensor in tensors])
         call.tensors = []
         ctx.call = call
         ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(*(value for value in made if not value.is_floating_point()))
+        ctx.mark_non_differentiable(*(value for value in outputs if not value.is_floating_point()))
         # A view, or a tensor returned twice, could not be overwritten later.
         seen: set[int] = set()
-        return tuple(_own(value, seen) for value in made)
+        return tuple(_own(value, seen) for value in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -99,7 +99,7 @@ class Session:
         every row with every prompt and averages, while here each row has its own conditioning. `conds` are
         the model's arguments by name (see `Caption`).
         """
-        told: dict[str, Any] = {
+        options: dict[str, Any] = {
             **self.patcher.model_options["transformer_options"],
             "sigmas": sigma,
             "sample_sigmas": sigma,
@@ -110,7 +110,7 @@ class Session:
         }
         forget_passes(self.model)
         try:
-            return self.model.apply_model(x, sigma, transformer_options=told, **conds)
+            return self.model.apply_model(x, sigma, transformer_options=options, **conds)
         finally:
             forget_passes(self.model)
 

@@ -79,8 +79,8 @@ class Live:
         if self._first is None:
             self._first, self._began = report.step, now
         self.history.losses.append((report.step, report.loss))
-        made = report.step - self._first
-        pace = (now - self._began) / made if made else None
+        steps = report.step - self._first
+        pace = (now - self._began) / steps if steps else None
         # One more than the steps: after the last one the file and the last sample are made.
         self._update(report.step, self.steps + 1)
         self.stage("training", report.step, self.steps, loss=report.loss, pace=pace)

@@ -98,15 +98,15 @@ def memory_of_pass(
 ) -> float:
     """The bytes that a pass without gradients takes, by the host's own estimate for sampling: for a batch of
     the largest of these latents, with the largest inputs that the captions give beside it."""
-    shapes = [_shape_of(model.model, one["samples"]) for one in latents]
+    shapes = [_shape_of(model.model, latent["samples"]) for latent in latents]
     if not shapes:
         return 0.0
     shape = max(shapes, key=lambda shape: torch.Size(shape[1:]).numel())
     beside: dict[str, list[Any]] = {}
     for _, settings in (row for caption in captions for row in caption):
-        for name, found in model.model.extra_conds_shapes(**settings).items():
-            if name not in beside or math.prod(found) > math.prod(beside[name][0]):
-                beside[name] = [found] * batch_size
+        for name, size in model.model.extra_conds_shapes(**settings).items():
+            if name not in beside or math.prod(size) > math.prod(beside[name][0]):
+                beside[name] = [size] * batch_size
     return float(model.model.memory_required([batch_size, *shape[1:]], cond_shapes=beside))
 
 

@@ -35,40 +35,40 @@ def trained(
     model is loaded.
     """
     key = str(getattr(hidden, "unique_id", ""))
-    made: list[FinishedTraining] = []
+    finished: list[FinishedTraining] = []
     experts: list[str] = []
 
     def tell(known: dict[str, Any]) -> None:
-        known = {**known, "expert": experts[len(made)]}
+        known = {**known, "expert": experts[len(finished)]}
         running[key] = {"page": asking_page(), **known}
         tell_page(TRAINING, hidden, shown=known)
 
     def rescued(text: str) -> None:
-        tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, made), text]))
+        tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, finished), text]))
 
     try:
         with jobs_of(asked, hidden) as (jobs, data):
             experts += [job.asked.expert for job in jobs] if len(jobs) == 2 else [""]
             for job in jobs:
-                made.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
-                if len(made) < len(jobs):
+                finished.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
+                if len(finished) < len(jobs):
                     rescued("Run with the same settings trains the low-noise expert.")
     finally:
         running.pop(key, None)
     # PEFT's output is a folder with the file in it.
-    paths = [str(one.result.output) for one in made]
+    paths = [str(training.result.output) for training in finished]
     adapters = [load_adapter(path) for path in paths]
-    report = _joined(experts, made)
+    report = _joined(experts, finished)
     return with_report(
         Stack([Entry(adapters[0], low_noise=adapters[1] if adapters[1:] else None)]),
         file_tensors(paths[0]),
-        _losses(made),
-        _curves(made),
-        sum(one.result.steps for one in made),
+        _losses(finished),
+        _curves(finished),
+        sum(training.result.steps for training in finished),
         paths[0],
         report=report,
-        state=max((one.state for one in made), key=STATES.index),
-        shown={"training": ({**made[-1].shown, "expert": experts[-1]},)},
+        state=max((training.state for training in finished), key=STATES.index),
+        shown={"training": ({**finished[-1].shown, "expert": experts[-1]},)},
     )
 
 
@@ -76,15 +76,15 @@ def _named(expert: str) -> str:
     return f"{expert.replace(' ', '-').capitalize()} expert"
 
 
-def _finished(expert: str, made: FinishedTraining) -> str:
-    return f"{_named(expert)}: finished, in {shown_path(str(made.result.output))}."
+def _finished(expert: str, training: FinishedTraining) -> str:
+    return f"{_named(expert)}: finished, in {shown_path(str(training.result.output))}."
 
 
-def _joined(experts: Sequence[str], made: Sequence[FinishedTraining]) -> str:
+def _joined(experts: Sequence[str], trainings: Sequence[FinishedTraining]) -> str:
     """The report of one training, or those of both experts: what the box shows, then what it folds."""
-    if len(made) == 1:
-        return made[0].report
-    halves = [one.report.partition("\n\n")[::2] for one in made]
+    if len(trainings) == 1:
+        return trainings[0].report
+    halves = [training.report.partition("\n\n")[::2] for training in trainings]
     names = [f"{_named(expert)}:" for expert in experts]
     return "\n\n".join(
         "\n".join(line for name, half in zip(names, halves, strict=True) for line in (name, half[at]))
@@ -92,23 +92,27 @@ def _joined(experts: Sequence[str], made: Sequence[FinishedTraining]) -> str:
     )
 
 
-def _losses(made: Sequence[FinishedTraining]) -> dict[str, Any]:
+def _losses(trainings: Sequence[FinishedTraining]) -> dict[str, Any]:
     """All losses, those of the second training after those of the first."""
     losses: list[float] = []
     held_out: list[tuple[int, float]] = []
-    for history in (one.result.history for one in made):
+    for history in (training.result.history for training in trainings):
         held_out += [(len(losses) + step, loss) for step, loss in history.validation]
         losses += [loss for _, loss in history.losses]
     # ComfyUI's own nodes ignore `validation`.
     return {"loss": losses, "validation": held_out}
 
 
-def _curves(made: Sequence[FinishedTraining]) -> Tensor:
+def _curves(trainings: Sequence[FinishedTraining]) -> Tensor:
     """A picture of each training, in the height of the highest."""
     pictures = [
-        picture_tensor(curves_picture(one.result.history, one.result.steps, one.name, one.race).image())
-        for one in made
+        picture_tensor(
+            curves_picture(
+                training.result.history, training.result.steps, training.name, training.race
+            ).image()
+        )
+        for training in trainings
     ]
     height = max(picture.shape[1] for picture in pictures)
-    filled = [pad(one, (0, 0, 0, 0, 0, height - one.shape[1]), value=1.0) for one in pictures]
+    filled = [pad(picture, (0, 0, 0, 0, 0, height - picture.shape[1]), value=1.0) for picture in pictures]
     return torch.cat(filled)

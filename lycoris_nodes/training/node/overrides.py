@@ -25,7 +25,7 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
     Comments after `#` and empty lines are skipped. Options and patterns are those of `create_lycoris`. Raises
     RuleError for any other line.
     """
-    found: dict[str, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = without_comment(line).strip()
         if not line:
@@ -35,10 +35,10 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
         pairs = [option.split() for option in options.split(",")]
         if not colon or not pattern.strip() or any(len(pair) != 2 for pair in pairs):
             raise RuleError("a line cannot be understood", key=f"line {number}", got=line, expected=EXAMPLE)
-        if pattern.strip() in found:
+        if pattern.strip() in overrides:
             raise RuleError("two lines have the same pattern", key=f"line {number}", got=pattern.strip())
-        found[pattern.strip()] = {name: _value(word) for name, word in pairs}
-    return found
+        overrides[pattern.strip()] = {name: _value(word) for name, word in pairs}
+    return overrides
 
 
 def arguments_of(text: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def arguments_of(text: str) -> dict[str, Any]:
 
     Raises RuleError for what is no argument, and for one that is given twice.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for piece in text.split():
         name, equals, value = piece.partition("=")
         if not (equals and name.isidentifier() and value):
@@ -63,11 +63,11 @@ def arguments_of(text: str) -> dict[str, Any]:
                 got=piece,
                 hint=f"Set it in `{INPUTS[name]}`",
             )
-        if name in found:
+        if name in arguments:
             raise RuleError("an argument of the optimiser is given twice", key="optimiser_args", got=name)
         words = value.strip("()[]").split(",")
-        found[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
-    return found
+        arguments[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
+    return arguments
 
 
 def sampled_as(text: str) -> list[Sampling]:
@@ -76,7 +76,7 @@ def sampled_as(text: str) -> list[Sampling]:
 
     Raises RuleError for any other line.
     """
-    found: list[Sampling] = []
+    samplings: list[Sampling] = []
     for number, line in enumerate(text.rstrip().splitlines(), 1):
         match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
         if match is None:
@@ -87,8 +87,8 @@ def sampled_as(text: str) -> list[Sampling]:
                 expected=SAMPLE,
             )
         seed, width, height = match.groups()
-        found.append((int(seed) if seed else None, (int(width), int(height)) if width else None))
-    return found
+        samplings.append((int(seed) if seed else None, (int(width), int(height)) if width else None))
+    return samplings
 
 
 def _value(word: str) -> Any:

@@ -29,10 +29,10 @@ def jobs_of(asked: Asked, hidden: Any) -> Generator[tuple[list[Job], dict[str, A
     """
     if asked.low_noise_model is None:
         expert, because = trained_expert(asked.expert, asked.model, hidden)
-        found = [(of_expert(asked, expert), because)]
+        asked_for = [(of_expert(asked, expert), because)]
     else:
         _check_pair(asked)
-        found = [
+        asked_for = [
             (
                 of_expert(asked, expert, model=getattr(asked, link), low_noise_model=None),
                 _because(asked, expert, hidden),
@@ -40,9 +40,9 @@ def jobs_of(asked: Asked, hidden: Any) -> Generator[tuple[list[Job], dict[str, A
             for expert, link in LINKS.items()
         ]
     data = sketches_of_data(asked)
-    keys = [key_of(each) for each, _ in found]
+    keys = [key_of(each) for each, _ in asked_for]
     with claimed_runs(lambda: runs_of(keys, data, resume=asked.resume, checkpoint=asked.resume_from)) as runs:
-        yield [Job(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
+        yield [Job(each, run, because) for (each, because), run in zip(asked_for, runs, strict=True)], data
 
 
 def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
@@ -61,12 +61,12 @@ def key_of(asked: Asked) -> RunKey:
 def _because(asked: Asked, expert: Expert, hidden: Any) -> str:
     """Why a model is trained as this expert. Raises TrainError where its name says that it is the other."""
     link = LINKS[expert]
-    told, because = told_expert(getattr(asked, link), hidden, link)
-    if told not in (None, expert):
+    expert_told, because = told_expert(getattr(asked, link), hidden, link)
+    if expert_told not in (None, expert):
         raise TrainError(
             "this model is the other one of the two experts",
             key=link,
-            got=f"the {told} one, {because}",
+            got=f"the {expert_told} one, {because}",
             expected=f"the {expert} one",
             hint="Link the high-noise model to `model`, and the low-noise one to `low_noise_model`",
         )

@@ -52,7 +52,7 @@ def sample(
     parts = [] if given is None else _given(session, given)
     built_in = bool(family_of(session.model).guidance)
     with misfits_told(session.network):
-        made = sampled(
+        latent = sampled(
             session.patcher,
             shapes,
             positive,
@@ -64,8 +64,8 @@ def sample(
             given=parts,
         )
     for _, mask in parts[:1]:
-        made = made[:, :, : int(mask.amax((0, 1, 3, 4)).nonzero().max()) + 1]
-    return made
+        latent = latent[:, :, : int(mask.amax((0, 1, 3, 4)).nonzero().max()) + 1]
+    return latent
 
 
 def _given(session: Session, latent: Latent) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -77,7 +77,7 @@ def _given(session: Session, latent: Latent) -> list[tuple[torch.Tensor, torch.T
     shown = session.model.process_latent_out(values) * (1 - mask)
     if len(latent.shapes) == 1:
         return [(shown, mask)]
-    return list(zip(*(unpacked(one, latent.shapes) for one in (shown, mask)), strict=True))
+    return list(zip(*(unpacked(tensor, latent.shapes) for tensor in (shown, mask)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Previews:
         except BaseException:
             with suppress(OSError):
                 # The claim of the folder is a JSON file. Its end removes the folder.
-                if [one for one in self.folder.iterdir() if one.suffix != ".json"] == [self._path(0)]:
+                if [file for file in self.folder.iterdir() if file.suffix != ".json"] == [self._path(0)]:
                     self._path(0).unlink()
             raise
 
@@ -150,9 +150,9 @@ class Previews:
     def make(self, step: int) -> None:
         """Sample the picture after a step, and keep it as a file. Latents that cannot be shown leave none."""
         self.network.eval()
-        made = [picture for prompt in self.prompts if (picture := self._picture(prompt)) is not None]
-        if made:
-            picture = side_by_side(made)
+        pictures = [picture for prompt in self.prompts if (picture := self._picture(prompt)) is not None]
+        if pictures:
+            picture = side_by_side(pictures)
             # A half-written file would count as made.
             size = 3 * picture.width * picture.height
             with new_files([self._path(step)], size, make_folder=True) as (file,):
@@ -164,20 +164,26 @@ class Previews:
             negative = self.negative() if self.negative else None
         with self.session.sampling(), self.network.at(prompt.strength):
             how: dict[str, Any] = {"seed": prompt.seed, "told": self.told, "given": prompt.given}
-            made = sample(self.session, prompt.shapes, positive, negative, **how)
-            if self.vae is not None and has_room_to_decode(self.vae, made.shape):
-                return decoded_picture(self.vae, made, LAST)
+            latent = sample(self.session, prompt.shapes, positive, negative, **how)
+            if self.vae is not None and has_room_to_decode(self.vae, latent.shape):
+                return decoded_picture(self.vae, latent, LAST)
             self.rough += self.vae is not None
-            return rough_picture(self.session.patcher, made[:, :, LAST:] if made.ndim == VIDEO else made)
+            return rough_picture(
+                self.session.patcher, latent[:, :, LAST:] if latent.ndim == VIDEO else latent
+            )
 
 
 def side_by_side(pictures: Sequence[Image]) -> Image:
     """Pictures in one row, aligned at the top."""
     if len(pictures) == 1:
         return pictures[0]
-    made = new("RGB", (sum(one.width for one in pictures), max(one.height for one in pictures)), "white")
+    row = new(
+        "RGB",
+        (sum(picture.width for picture in pictures), max(picture.height for picture in pictures)),
+        "white",
+    )
     left = 0
-    for one in pictures:
-        made.paste(one, (left, 0))
-        left += one.width
-    return made
+    for small_picture in pictures:
+        row.paste(small_picture, (left, 0))
+        left += small_picture.width
+    return row

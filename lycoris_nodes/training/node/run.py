@@ -215,8 +215,8 @@ def train(
             else []
         )
         # A single caption for all latents also serves the held-out ones.
-        one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
-        usual = (one, asked.captions if len(asked.captions) == 1 else ())
+        caption = asked.positive if sum(map(len, asked.positive)) == 1 else ()
+        usual = (caption, asked.captions if len(asked.captions) == 1 else ())
         held = _beside(asked, session, encoder, "validation", "held-out", usual)
         epochs = epochs_of(samples, asked.batch_size, prior)
         if asked.epochs:
@@ -345,7 +345,7 @@ def train(
                 *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
                 *([f"held out: {described(held, asked.batch_size)}"] if held else []),
                 f"rate: {rate_in_words(options, text_rate)}",
-                f"loss: {loss_in_words(loss, masked=any(one.mask is not None for one in samples))}",
+                f"loss: {loss_in_words(loss, masked=any(sample.mask is not None for sample in samples))}",
                 f"memory: {memory_in_words(session, scaled=scaled)}",
                 *network.report.splitlines(),
             ]
@@ -388,7 +388,7 @@ def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
     except (MatchError, TrainError) as error:
         if run.state and error.file == str(run.state.path):
             # With text encoders all layers have other names.
-            theirs, ours = (bool(one.get("captions")) for one in (run.state.data, data))
+            theirs, ours = (bool(sketches.get("captions")) for sketches in (run.state.data, data))
             same = "give it the same inputs"
             if theirs is not ours:
                 same = f"{'link' if theirs else 'unlink'} `clip` and `captions`, as they were"
@@ -436,8 +436,8 @@ def _beside(
         getattr(asked, f"{kind}_{part}") for part in ("latents", "positive", "captions")
     )
     if not latents and (captions or texts):
-        given = "positive" if captions else "captions"
-        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_{given}")
+        captions_input = "positive" if captions else "captions"
+        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_{captions_input}")
     if not latents:
         return []
     captions, texts = captions or usual[0], texts or usual[1]
@@ -456,8 +456,8 @@ def _network(
     if start and encoder:
         start, of_text = parts_of(start, asked.model, asked.clip)
     fresh: dict[str, Any] = {"algorithm": asked.algorithm, "rank": asked.rank or family.rank}
-    given = fresh if asked.plan is None and start is None else {"plan": asked.plan, "weights": start}
-    rate = rate_of(asked, family, given)
+    origin = fresh if asked.plan is None and start is None else {"plan": asked.plan, "weights": start}
+    rate = rate_of(asked, family, origin)
     shared: dict[str, Any] = {
         "seed": asked.seed,
         **{name: getattr(asked, name) for name in ("input_dropout", "rank_dropout", "module_dropout")},
@@ -466,7 +466,7 @@ def _network(
         **({"dora": "output"} if asked.dora else {}),
     }
     # A plan or a file already says which modules are trained.
-    usual = (family.preset, family.include) if given is fresh else (None, ())
+    usual = (family.preset, family.include) if origin is fresh else (None, ())
     preset, include = usual if asked.preset == AS_FAMILY else (asked.preset, ())
     network = session.adapted(
         preset=preset,
@@ -474,7 +474,7 @@ def _network(
         exclude=asked.exclude.split(),
         overrides=overrides,
         **shared,
-        **given,
+        **origin,
     )
     if encoder is None:
         return network, rate, None
@@ -528,7 +528,7 @@ def _previews(
 
     texts = [lambda text=text: text for text in asked.sample_positive] or [said]
     shapes = samples[0].latent.shapes
-    strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
+    strengths = sorted(sample.strength for sample in (samples[0], *samples[0].others))
     prompts = _prompts(asked, session, texts, settings, shapes)
     if not asked.sample_positive and prompts[0].shapes == shapes:
         # The first caption, and what its clip gives to the model.
@@ -540,7 +540,7 @@ def _previews(
         steps=asked.steps,
         told=partial(live.stage, "sampling"),
         folder=folder,
-        prompts=[replace(one, strength=strength) for one in prompts for strength in strengths],
+        prompts=[replace(prompt, strength=strength) for prompt in prompts for strength in strengths],
         negative=nothing if encoder or empty else None,
         vae=asked.vae,
     )
@@ -563,7 +563,7 @@ def _prompts(
         )
     settings = [*settings, *[(None, None)] * (len(texts) - len(settings))]
     grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
-    made: list[Prompt] = []
+    prompts: list[Prompt] = []
     for number, (text, (seed, size)) in enumerate(zip(texts, settings, strict=True), 1):
         own = shapes
         if size:
@@ -576,5 +576,5 @@ def _prompts(
                 )
             first, *others = shapes
             own = [torch.Size((*first[:-2], size[1] // pixels, size[0] // pixels)), *others]
-        made.append(Prompt(text, own, asked.seed if seed is None else seed))
-    return made
+        prompts.append(Prompt(text, own, asked.seed if seed is None else seed))
+    return prompts

@@ -137,7 +137,7 @@ def runs_of(
     other = offer_of(keys)
     number = max(map(_next_number, keys))
     beside = _running_of(keys)
-    return [Run(_numbered(one, number), other=other, beside=beside) for one in keys]
+    return [Run(_numbered(key, number), other=other, beside=beside) for key in keys]
 
 
 @contextmanager
@@ -163,8 +163,8 @@ def claimed_runs(choose: Callable[[], list[Run]]) -> Generator[list[Run]]:
 
 def _running_of(keys: Sequence[RunKey]) -> str:
     """The latest training of this name that runs now, and by which process; empty for none."""
-    for one in keys:
-        for folder, output in _folders(one.new, one.dialect):
+    for key in keys:
+        for folder, output in _folders(key.new, key.dialect):
             if by := running_in(folder):
                 return f"{output.stem} ({by})"
     return ""
@@ -184,7 +184,7 @@ def _resumed(keys: Sequence[RunKey], data: Mapping[str, Sequence[Sketch]], check
         )
     if checkpoint:
         nearest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in nearest]
-    for run, one in zip(nearest, keys, strict=True):
+    for run, key in zip(nearest, keys, strict=True):
         if by := running_in(run.folder):
             raise TrainError(
                 "this training runs now",
@@ -193,7 +193,7 @@ def _resumed(keys: Sequence[RunKey], data: Mapping[str, Sequence[Sketch]], check
                 hint=f"Wait for its end. {ANEW}",
             )
         if run.state:
-            if fixed := _fixed(run.state, one.settings):
+            if fixed := _fixed(run.state, key.settings):
                 raise TrainError(
                     f"a training cannot go on with these settings: {'; '.join(fixed)}",
                     file=shown_path(run.output),
@@ -209,9 +209,9 @@ def _candidates(keys: Sequence[RunKey]) -> Iterator[list[Run]]:
     if len(keys) == 1:
         yield from ([run] for run in _runs(keys[0].new, keys[0].dialect))
         return
-    known = [_by_number(one) for one in keys]
+    known = [_by_number(key) for key in keys]
     for number in sorted({*known[0], *known[1]}, reverse=True):
-        yield [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, keys, strict=True)]
+        yield [runs.get(number) or Run(_numbered(key, number)) for runs, key in zip(known, keys, strict=True)]
 
 
 def _nearest(
@@ -296,7 +296,7 @@ def offer_of(keys: Sequence[RunKey], unknown: Container[str] = (), *, resume: bo
     `unknown` are settings that may have any value.
     """
     # The page asks while a name is typed, which must make no folders.
-    if not all(has_output_folder(one.prefix) for one in keys):
+    if not all(has_output_folder(key.prefix) for key in keys):
         return None
     if resume:
         pairs = [*zip(_nearest(keys, None, unknown) or (), keys, strict=False)]
@@ -371,15 +371,15 @@ def folder_of(name: str) -> Path:
     prefix = output_name(Path(name).resolve()) if Path(name).is_absolute() else name
     prefix = prefix.removesuffix(SAFETENSORS[0]).removesuffix(CHECKPOINTS)
     new = adapter_path(prefix, DIALECT) if has_output_folder(prefix) else None
-    found = None if new is None else next(_folders(new, DIALECT), None)
-    if found is None:
+    folders = None if new is None else next(_folders(new, DIALECT), None)
+    if folders is None:
         raise TrainError(
             "there is no training of this name",
             key=name,
             expected=f"a folder whose name ends in _00001_{CHECKPOINTS}, in the output folder",
             hint="Give the `filename_prefix` of Train LoRA / LyCORIS, or link its output `path`",
         )
-    return found[0]
+    return folders[0]
 
 
 def _runs(new: Path, dialect: str) -> Iterator[Run]:
@@ -403,9 +403,9 @@ def _folders(new: Path, dialect: str) -> Iterator[tuple[Path, Path]]:
     numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?){CHECKPOINTS}", folded)
     runs: list[tuple[int, Path, Path]] = []
     for folder in new.parent.iterdir():
-        found = numbered.fullmatch(folder.name)
-        if found:
-            runs.append((int(found[2] or 0), folder, new.with_name(f"{found[1]}{ending_of(dialect)}")))
+        match = numbered.fullmatch(folder.name)
+        if match:
+            runs.append((int(match[2] or 0), folder, new.with_name(f"{match[1]}{ending_of(dialect)}")))
     for _, folder, output in sorted(runs, reverse=True):
         yield folder, output
 
@@ -448,8 +448,8 @@ def _numbered(key: RunKey, number: int) -> Path:
 
 def _number(path: Path, dialect: str) -> int:
     """The number in the path of an adapter; 0 where it has none."""
-    found = NUMBER.search(path.name.removesuffix(ending_of(dialect)))
-    return int(found[1]) if found else 0
+    match = NUMBER.search(path.name.removesuffix(ending_of(dialect)))
+    return int(match[1]) if match else 0
 
 
 def _name(path: Path, dialect: str) -> str:

@@ -57,8 +57,8 @@ def settings(
     `usual_schedule` says in words which schedule `auto` is, where that depends on the data.
     """
 
-    def those(found: list[Any]) -> list[Any]:
-        return [one for one in found if one.id not in without]
+    def those(items: list[Any]) -> list[Any]:
+        return [item for item in items if item.id not in without]
 
     groups = [
         group_input("layers", "Which layers are trained.", those(_layers())),
@@ -76,10 +76,10 @@ def settings(
     return [*those(_usual(prefix)), *those(_links()), *groups, *_rare()]
 
 
-def asked_of(given: Mapping[str, Any]) -> Asked:
+def asked_of(values: Mapping[str, Any]) -> Asked:
     """The inputs of a training, given some of them: the others have their defaults, and no links."""
-    links = {one.id: () if is_many(one) else None for one in inputs() if one.optional}
-    return Asked(**{**links, **literals(inputs(), {}), **given})
+    links = {item.id: () if is_many(item) else None for item in inputs() if item.optional}
+    return Asked(**{**links, **literals(inputs(), {}), **values})
 
 
 def outputs() -> list[Any]:

@@ -58,23 +58,23 @@ def settings_of(asked: Asked) -> dict[str, Any]:
 
     Of the links only the stack's weights are included: a state itself recognises its model, layers and data.
     """
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: value
         for name, value in vars(asked).items()
         if isinstance(value, str | int | float) and name not in ELSEWHERE
     }
-    if told.get("search") == "off":
+    if settings.get("search") == "off":
         for name in ("search", "search_share"):
-            told.pop(name, None)
+            settings.pop(name, None)
     # Left out where they change nothing, so that older trainings are still recognised.
-    if not told.get("masked_prior"):
-        told.pop("masked_prior", None)
-    if told.get("expert") == ALL:
-        told.pop("expert")
+    if not settings.get("masked_prior"):
+        settings.pop("masked_prior", None)
+    if settings.get("expert") == ALL:
+        settings.pop("expert")
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
-        told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
-    return told
+        settings["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
+    return settings
 
 
 def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
@@ -116,13 +116,13 @@ def parts_of(start: Adapter, model: Any, clip: Any) -> tuple[Adapter | None, Ada
     return first, second
 
 
-def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | None:
+def rate_of(asked: Asked, family: Family, options: Mapping[str, Any]) -> float | None:
     """The learning rate; None for the optimiser's own."""
     if asked.learning_rate:
         return asked.learning_rate
     if asked.optimiser not in FAMILY_RATED:
         return None
-    algorithm = given.get("algorithm")
+    algorithm = options.get("algorithm")
     rate = family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].fresh_rate)
     return with_lora_plus(rate, asked.loraplus_ratio or None)
 

@@ -38,20 +38,20 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     known = asked_of(literals(inputs, asked.get("values", {})))
     kinds, own = _classes_of(known_files(asked))
     family = family_named(kinds, own) if kinds else None
-    found: dict[str, Any] = {"usual": _usual(known, family, linked)}
+    answer: dict[str, Any] = {"usual": _usual(known, family, linked)}
     if "values" not in asked:
-        return found
+        return answer
     live = running.get(str(asked["node"]))
     if live and live["page"] == asked["page"]:
-        return {**found, "running": live}
+        return {**answer, "running": live}
     # The same keys that the node makes when it runs.
-    one = expert_of_files(known.expert, asked["model"], kinds)
-    experts = (*LINKS,) if LINKS[LOW] in linked else (one,)
+    expert = expert_of_files(known.expert, asked["model"], kinds)
+    experts = (*LINKS,) if LINKS[LOW] in linked else (expert,)
     keys = [key_of(of_expert(known, expert)) for expert in experts]
     if asked.get("anew"):
         begin_anew(keys, unknown=linked)
     resume = bool(known.resume or known.resume_from)
-    return {**found, "stopped": _stopped(keys, linked, inputs, resume=resume)}
+    return {**answer, "stopped": _stopped(keys, linked, inputs, resume=resume)}
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -76,8 +76,8 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     if family is None:
         return {}
     from_file = "plan" in linked
-    given = {} if from_file else {"algorithm": known.algorithm}
-    rate = rate_of(known, family, given)
+    options = {} if from_file else {"algorithm": known.algorithm}
+    rate = rate_of(known, family, options)
     usual: dict[str, Any] = {"shift": family.shift if isinstance(family.shift, float | int) else None}
     usual["resolution"] = family.resolution
     usual["rank"] = None if from_file else family.rank

@@ -28,9 +28,9 @@ def strengths_of(text: str) -> tuple[float, ...]:
     Raises LycorisError unless some are below 0 and some above, none is 0, and all are strengths that the
     loaders take.
     """
-    found = parse_values(text)
-    if -LARGEST <= min(found) < 0 < max(found) <= LARGEST and 0 not in found:
-        return found
+    strengths = parse_values(text)
+    if -LARGEST <= min(strengths) < 0 < max(strengths) <= LARGEST and 0 not in strengths:
+        return strengths
     raise TrainError(
         "a slider is trained at strengths on both sides of 0",
         key="strengths",
@@ -65,7 +65,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
         # With a falling rate other attributes change less from pictures, and more between prompts.
         constant = asked.more or optimisers()[asked.optimiser].averages
         asked.schedule = "constant" if constant else "cosine"
-    told = partial(live.stage, "captions")
+    tell = partial(live.stage, "captions")
     if not asked.more:
         if _is_empty(asked.latents):
             raise TrainError(
@@ -73,25 +73,25 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
                 key="latents",
                 hint="Link `less` and `more`, or opposed pictures to `latents`",
             )
-        found = samples_of(
-            session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=told
+        samples = samples_of(
+            session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=tell
         )
-        return _rows(found, strengths)
+        return _rows(samples, strengths)
     _check_ends(asked)
     captions: dict[str, Captions] = {name: getattr(asked, name) for name in ("positive", "less", "more")}
     latents: Latents = asked.latents
     if _is_empty(latents):
         latents, captions = _sampled(asked, session, live, captions)
     own, less, more = (
-        samples_of(session, latents, texts, masks=asked.masks, seed=asked.seed, name=name, told=told)
+        samples_of(session, latents, texts, masks=asked.masks, seed=asked.seed, name=name, told=tell)
         for name, texts in captions.items()
     )
     first, *others = strengths
-    made: list[Sample] = []
+    slider: list[Sample] = []
     for what, down, up in zip(own, less, more, strict=True):
         guided = replace(what, strength=first, guide=Guide(down.caption, up.caption, asked.guidance))
-        made.append(replace(guided, others=tuple(replace(guided, strength=each) for each in others)))
-    return made
+        slider.append(replace(guided, others=tuple(replace(guided, strength=each) for each in others)))
+    return slider
 
 
 def _check_ends(asked: Asked) -> None:
@@ -114,42 +114,42 @@ def _check_ends(asked: Asked) -> None:
             )
 
 
-def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
+def _rows(samples: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
     """Opposed pictures as rows, each with one picture for each strength."""
-    if len(found) % len(strengths):
+    if len(samples) % len(strengths):
         raise TrainError(
             "each row needs a picture for each strength",
             key="latents",
-            got=f"{len(found)} pictures and {len(strengths)} strengths",
+            got=f"{len(samples)} pictures and {len(strengths)} strengths",
             expected=f"a multiple of {len(strengths)}",
             hint="Without `less` and `more` the latents are opposed pictures, in the order of the strengths",
         )
-    made: list[Sample] = []
-    for start in range(0, len(found), len(strengths)):
+    rows: list[Sample] = []
+    for start in range(0, len(samples), len(strengths)):
         row = [
-            replace(one, strength=strength)
-            for one, strength in zip(found[start : start + len(strengths)], strengths, strict=True)
+            replace(opposed, strength=strength)
+            for opposed, strength in zip(samples[start : start + len(strengths)], strengths, strict=True)
         ]
-        if any(one.latent.shapes != row[0].latent.shapes for one in row):
+        if any(opposed.latent.shapes != row[0].latent.shapes for opposed in row):
             raise TrainError(
                 "opposed pictures are of several sizes",
                 key=f"latents, number {start + 1} to {start + len(row)}",
-                got=", ".join(str(list(one.latent.values.shape)) for one in row),
+                got=", ".join(str(list(opposed.latent.values.shape)) for opposed in row),
                 expected="the same size for all of a row",
             )
-        if all(torch.equal(one.latent.values, row[0].latent.values) for one in row):
+        if all(torch.equal(opposed.latent.values, row[0].latent.values) for opposed in row):
             raise TrainError(
                 "opposed pictures are the same picture",
                 key=f"latents, number {start + 1} to {start + len(row)}",
                 expected="pictures that differ in what the slider is to move",
             )
-        made.append(replace(row[0], others=tuple(row[1:])))
-    return made
+        rows.append(replace(row[0], others=tuple(row[1:])))
+    return rows
 
 
 def _is_empty(latents: Latents) -> bool:
     # Latents of several parts, such as video and sound, are taken as they are.
-    return all(isinstance(one["samples"], Tensor) and not one["samples"].any() for one in latents)
+    return all(isinstance(latent["samples"], Tensor) and not latent["samples"].any() for latent in latents)
 
 
 def _sampled(
@@ -160,7 +160,10 @@ def _sampled(
     As many as `asked.pictures`, or as many more as make all prompts of `positive` equally frequent. Raises
     TrainError, before it samples, for a number of prompts that is neither one nor that of `positive`.
     """
-    texts = {name: [text for one in given for text in one] for name, given in captions.items()}
+    texts = {
+        name: [text for conditioning in conditionings for text in conditioning]
+        for name, conditionings in captions.items()
+    }
     prompts = texts["positive"]
     for name, ends in texts.items():
         if len(ends) not in (1, len(prompts)):
@@ -170,11 +173,11 @@ def _sampled(
                 got=f"{len(ends)} and {len(prompts)}",
                 expected="one for each, or one for all",
             )
-    empty = [one for each in asked.latents for one in empty_latent(session.patcher, each).split(1)]
+    empty = [latent for each in asked.latents for latent in empty_latent(session.patcher, each).split(1)]
     repeats = -(-asked.pictures // len(prompts))
     count = repeats * len(prompts)
     nothing = asked.empty_caption[0] if asked.empty_caption else None
-    made: list[Mapping[str, Tensor]] = []
+    latents: list[Mapping[str, Tensor]] = []
     with session.sampling():
         for number in range(count):
             live.stage("picturing", number, count)
@@ -187,5 +190,5 @@ def _sampled(
                 seed=asked.seed + number,
                 told=lambda done, of: None,
             )
-            made.append({"samples": latent})
-    return made, {name: [ends if len(ends) == 1 else ends * repeats] for name, ends in texts.items()}
+            latents.append({"samples": latent})
+    return latents, {name: [ends if len(ends) == 1 else ends * repeats] for name, ends in texts.items()}

@@ -31,12 +31,12 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     processes = inner.get("process") if isinstance(inner, dict) else None
     if not (isinstance(processes, list) and processes and isinstance(processes[0], dict)):
         return None
-    process, given = cast("dict[str, Any]", processes[0]), cast("dict[str, Any]", inner)
-    found: dict[str, Any] = {"name": given.get("name")}
+    process, config = cast("dict[str, Any]", processes[0]), cast("dict[str, Any]", inner)
+    settings: dict[str, Any] = {"name": config.get("name")}
     for part, value in process.items():
         nested = part in PARTS and isinstance(value, dict)
-        found |= {f"{part}.{key}": one for key, one in value.items()} if nested else {part: value}
-    return found
+        settings |= {f"{part}.{key}": member for key, member in value.items()} if nested else {part: value}
+    return settings
 
 
 def read(config: Config) -> None:
@@ -116,7 +116,7 @@ def read(config: Config) -> None:
     config.put("sample.seed", "seed", int)
     config.put("name", "filename_prefix", lambda name: f"loras/{name}")
     config.elsewhere("link `clip` and `captions`", "train.train_text_encoder")
-    datasets = [one for one in config.left.get("datasets") or [] if isinstance(one, dict)]
+    datasets = [dataset for dataset in config.left.get("datasets") or [] if isinstance(dataset, dict)]
     # Only the first data set is read: here all data sets share one dropout.
     first = config.inside("datasets", datasets[0] if datasets else {})
     first.put("caption_dropout_rate", "caption_dropout", float, usual=0)

@@ -54,9 +54,9 @@ BOUNDARIES = (0.875, 0.9, 875, 900)
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     """The settings of a file of this trainer; None for others."""
-    found = dict(flat(table))
-    ours = found.keys() & {"network_dim", "network_module", "network_args"} and "LoRA_type" not in found
-    return found if ours else None
+    settings = dict(flat(table))
+    ours = settings.keys() & {"network_dim", "network_module", "network_args"} and "LoRA_type" not in settings
+    return settings if ours else None
 
 
 def read(config: Config) -> None:
@@ -66,8 +66,8 @@ def read(config: Config) -> None:
     more = config.inside("network_args", pairs(config.take("network_args", ())))
     module = str(config.left.get("network_module", ""))
     lycoris = module.startswith("lycoris")
-    if one := OF_ONE_MODEL.fullmatch(module):
-        config.left["network_module"] = one[1]
+    if match := OF_ONE_MODEL.fullmatch(module):
+        config.left["network_module"] = match[1]
     if lycoris:
         config.unused("network_module")
         more.choose("algo", "algorithm", ALGORITHMS, usual="locon")
@@ -88,7 +88,7 @@ def read(config: Config) -> None:
     config.add(more)
 
     config.put("learning_rate", "learning_rate", float)
-    _text_encoders(config, one[2] if one else "")
+    _text_encoders(config, match[2] if match else "")
     config.put("unet_lr", "learning_rate", float)
     config.optimiser("optimizer_type", pairs(config.take("optimizer_args", ())))
     if config.left.get("lr_scheduler") == "polynomial" and config.left.get("lr_scheduler_power", 1) == 1:
@@ -116,7 +116,7 @@ def read(config: Config) -> None:
     schedule = config.left.pop("huber_schedule", "snr")
     if config.values.get("loss_type") in ("huber", "smooth_l1") and schedule != "constant":
         config.notes.append(f"huber_schedule = {schedule}: huber_c is the same for all noise here")
-    _times(config, one[2] if one else "")
+    _times(config, match[2] if match else "")
     _experts(config)
 
     config.put("caption_dropout_rate", "caption_dropout", float, usual=0)

@@ -28,12 +28,12 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     """The settings of a file of this form, the first of each name; None for others."""
     if not isinstance(table.get("datasets"), list):
         return None
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in _settings(table):
-        found[name] = found.get(name) or value
+        settings[name] = settings.get(name) or value
     if sides := _resolutions(table):
-        found["resolution"] = sides
-    return found
+        settings["resolution"] = sides
+    return settings
 
 
 def read(config: Config) -> None:
@@ -50,18 +50,20 @@ def _resolutions(table: Mapping[str, Any]) -> list[Any]:
     """The resolutions of data sets that are of the same pictures; of others, that of the first."""
     general = cast("dict[str, Any]", table.get("general") or {})
     usual = table.get("resolution", general.get("resolution"))
-    sets = [list(_settings(one)) for one in cast("list[dict[str, Any]]", table["datasets"])]
-    places = [sorted(str(value) for name, value in one if name in PLACES) for one in sets]
-    sides = [dict(one).get("resolution", usual) for one in sets]
-    count = len(sets) if all(one == places[0] for one in places) else 1
+    sets = [list(_settings(dataset)) for dataset in cast("list[dict[str, Any]]", table["datasets"])]
+    places = [sorted(str(value) for name, value in dataset if name in PLACES) for dataset in sets]
+    sides = [dict(dataset).get("resolution", usual) for dataset in sets]
+    count = len(sets) if all(place == places[0] for place in places) else 1
     return [side for side in sides[:count] if side]
 
 
 def _settings(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings of a table and of those in it: what is given for all is the usual value of each."""
-    inner = [one for key in INSIDE for one in cast("list[dict[str, Any]]", table.get(key) or [])]
-    for one in inner:
-        yield from _settings(one)
+    inner = [
+        inner_table for key in INSIDE for inner_table in cast("list[dict[str, Any]]", table.get(key) or [])
+    ]
+    for below in inner:
+        yield from _settings(below)
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _settings(cast("dict[str, Any]", value))

@@ -108,46 +108,46 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = str(table["LoRA_type"])
     # An older name of it.
     kind = "LyCORIS/LoCon" if kind == "LoCon" else kind
-    given = _of_its_model({key: value for key, value in table.items() if not _unset(key, value)})
+    ticked = _of_its_model({key: value for key, value in table.items() if not _unset(key, value)})
     if kind in LYCORIS:
         algorithm, own = LYCORIS[kind]
         module, arguments, own = "lycoris.kohya", [f"algo={algorithm}"], (*OF_LYCORIS, *own)
     else:
         network, own = NETWORKS.get(kind, (kind, ()))
-        network = "lora_sd3" if network == "lora" and "sd3_checkbox" in given else network
+        network = "lora_sd3" if network == "lora" and "sd3_checkbox" in ticked else network
         module, arguments = f"networks.{network}", []
-    arguments += [f"{RENAMED.get(key, key)}={given[key]}" for key in (*own, *DROPOUTS) if key in given]
+    arguments += [f"{RENAMED.get(key, key)}={ticked[key]}" for key in (*own, *DROPOUTS) if key in ticked]
     fields = {field for _, fields in (*NETWORKS.values(), *LYCORIS.values()) for field in fields}
     others = {*OF_THE_PROGRAM, *OF_LYCORIS, *DROPOUTS, *fields}
-    found = {RENAMED.get(key, key): value for key, value in given.items() if key not in others}
-    found |= {"network_module": module, "network_args": arguments}
-    if "max_train_steps" not in given:
-        found.setdefault("max_train_epochs", given.get("epoch"))
-    found.setdefault("lr_scheduler_num_cycles", given.get("epoch"))
-    if "lr_warmup_steps" not in given:
-        found["lr_warmup_steps"] = float(given.get("lr_warmup", 0)) / 100
-    if given.get("noise_offset_type") == "Multires":
-        found.pop("noise_offset", None)
+    settings = {RENAMED.get(key, key): value for key, value in ticked.items() if key not in others}
+    settings |= {"network_module": module, "network_args": arguments}
+    if "max_train_steps" not in ticked:
+        settings.setdefault("max_train_epochs", ticked.get("epoch"))
+    settings.setdefault("lr_scheduler_num_cycles", ticked.get("epoch"))
+    if "lr_warmup_steps" not in ticked:
+        settings["lr_warmup_steps"] = float(ticked.get("lr_warmup", 0)) / 100
+    if ticked.get("noise_offset_type") == "Multires":
+        settings.pop("noise_offset", None)
     else:
         for key in ("multires_noise_iterations", "multires_noise_discount"):
-            found.pop(key, None)
-    if "unet_lr" in given and "text_encoder_lr" not in given:
-        found["network_train_unet_only"] = True
-    if more := given.get("additional_parameters"):
-        found["additional_parameters"] = more
-    return found
+            settings.pop(key, None)
+    if "unet_lr" in ticked and "text_encoder_lr" not in ticked:
+        settings["network_train_unet_only"] = True
+    if more := ticked.get("additional_parameters"):
+        settings["additional_parameters"] = more
+    return settings
 
 
-def _of_its_model(given: Mapping[str, Any]) -> dict[str, Any]:
+def _of_its_model(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields without those of models whose box is not ticked. Those of the model lose their prefix."""
-    found = dict(given)
+    kept = dict(fields)
     for box, (prefix, own) in MODELS.items():
-        for key in given:
+        for key in fields:
             if key in own or (key.startswith(prefix) and key not in OF_THE_PROGRAM):
-                del found[key]
-                if box in given:
-                    found[key.removeprefix(prefix)] = given[key]
-    return found
+                del kept[key]
+                if box in fields:
+                    kept[key.removeprefix(prefix)] = fields[key]
+    return kept
 
 
 def _unset(key: str, value: Any) -> bool:

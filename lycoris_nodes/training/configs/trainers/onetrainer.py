@@ -168,7 +168,7 @@ def read(config: Config) -> None:
 
 def _sides(value: Any) -> list[int]:
     """The sides of squares. `1024x768` is a size, and has as many pixels as one."""
-    sizes = [[int(side) for side in one.lower().split("x")] for one in str(value).split(",")]
+    sizes = [[int(side) for side in square.lower().split("x")] for square in str(value).split(",")]
     return [round(math.prod(size) ** (1 / len(size))) for size in sizes]
 
 
