@@ -72,6 +72,8 @@ class LayerInfo(NamedTuple):
     outline: Outline
     options: Mapping[str, Any]
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
+    enlarges: bool
+    """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
     peft: Config[Any] | None = None
     """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
     on_parameter: bool = False
@@ -80,11 +82,6 @@ class LayerInfo(NamedTuple):
     @property
     def name(self) -> str:
         return self.named.text
-
-    @property
-    def enlarges(self) -> bool:
-        """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
-        return RESHAPE in self.keys
 
     @property
     def algorithm(self) -> type[Layer]:
@@ -192,7 +189,7 @@ class Adapter:
                     expected=layer.algorithm,
                 )
             named, on = LayerName.of(path), path in on_parameters
-            info[path] = LayerInfo(named, keys, outline, options, on_parameter=on)
+            info[path] = LayerInfo(named, keys, outline, options, RESHAPE in held, on_parameter=on)
         # The alphas are right already: leave out kohya's `split_qkv`, which would make a reader correct them.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(
@@ -373,6 +370,9 @@ class Adapter:
         They change where a dialect shapes a tensor in its own way, or keeps its value elsewhere.
         """
         read = restated(Held(info.name, info.keys, tensors, self.metadata))
+        if info.enlarges and RESHAPE not in read:
+            # The dialect has no tensor for the enlarged shape, but the algorithm reads one.
+            read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             return read
         alpha = self._peft_alpha(info)

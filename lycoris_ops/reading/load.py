@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms import explain
-from ..algorithms.full import SET_ROWS
+from ..algorithms.lora import RESHAPE, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
@@ -19,12 +19,11 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..names.dialects import GENERIC_NAMES, check, opened
+from ..names.dialects import GENERIC_NAMES, Dialect, check, opened, unread
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
-from ..peft import CONFIG_NAME, Config, peft_type_of
-from ..peft.unread import UNREAD, not_read, told_by
+from ..peft import CONFIG_NAME, Config
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .followed import Configs
 from .grouping import group
@@ -163,7 +162,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                found = _describe(name, outline, keys, configs, given)
+                found = _describe(name, outline, keys, configs, given, dialect)
                 info[name] = found._replace(on_parameter=name in on_parameters)
                 continue
         except UnsupportedError as error:
@@ -199,10 +198,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
 @lru_cache(maxsize=HEADERS)
 def _why_not(suffixes: frozenset[str]) -> str:
     """Why tensors with these suffixes are no readable layer."""
-    if suffixes == frozenset({SET_ROWS}):
-        return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
-    kind = told_by(suffixes)
-    return not_read(kind) if kind else explain(suffixes)
+    return unread(suffixes) or explain(suffixes)
 
 
 def _name(path: Path) -> str:
@@ -216,25 +212,19 @@ def title_of(name: str) -> str:
 
 
 def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileFormatError:
-    kind = told_by(keys)
-    if kind is None and config is not None:
-        kind = UNREAD.get(peft_type_of(config) or "")
-    if kind is not None:
+    if held := unread(keys, config):
         return FileFormatError(
-            f"the file holds {not_read(kind)}",
+            f"the file holds {held}",
             file=file.path,
             got=_sample(keys),
-            expected="one of the kinds of adapters that `inspect` and the documentation name",
+            expected="one adapter, of a kind that `inspect` and the documentation name",
         )
-    several = sorted(peft_names.adapter_names(keys))
     return FileFormatError(
         "the file holds no adapter layer",
         file=file.path,
         got=_sample(keys),
         expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
-        hint=f"It holds several adapters, {', '.join(several)}: write one of them into a file of its own"
-        if len(several) > 1
-        else "A checkpoint or an embedding is not an adapter",
+        hint="A checkpoint or an embedding is not an adapter",
     )
 
 
@@ -270,12 +260,16 @@ def _describe(
     keys: dict[str, str],
     configs: Configs,
     given: Mapping[str, Any],
+    dialect: Dialect | None,
 ) -> LayerInfo:
     check(keys, outline.shapes, outline.shape)
     named = LayerName.of(name)
     config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
-    return LayerInfo(named, keys, outline, options, config)
+    enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
+    if enlarges:
+        check_enlargement(outline.shape)
+    return LayerInfo(named, keys, outline, options, enlarges, config)
 
 
 def _sample(keys: list[str]) -> str:

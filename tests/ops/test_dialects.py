@@ -285,3 +285,39 @@ def test_a_tlora_of_a_random_start_is_an_error(tmp_path: Path) -> None:
     layer, _ = tlora(tmp_path, {"algo": "tlora", "use_data_init": "False"})
     with pytest.raises(lyc.LayerError, match="sig_type"):
         layer.delta(torch.randn(6, 8, dtype=torch.float64))
+
+
+# Biases of LoRA's two linear layers, which some tools' own modules have.
+
+BIASED = "diffusion_model.double_blocks.0.img_attn.proj"
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ("lora_up", "lora_down"),
+        ("lora_b", "lora_a"),
+        ("lora.up", "lora.down"),
+        ("lora.B", "lora.A"),
+        ("lora_B", "lora_A"),
+        ("lora_linear_layer.up", "lora_linear_layer.down"),
+        ("lora_B.default", "lora_A.default"),
+    ],
+)
+def test_the_bias_of_the_second_layer_changes_the_bias_and_that_of_the_first_is_refused(
+    tmp_path: Path, up: str, down: str
+) -> None:
+    """y = B (A x + a) + b: b is read, and the message about a says where to put it."""
+    tensors = pair(24, 24, 2, f"{BIASED}.{up}.weight", f"{BIASED}.{down}.weight")
+    added = {**tensors, f"{BIASED}.{up}.bias": rand(24)}
+    found = changes(read(tmp_path, added), {**FLUX, f"{BIASED}.bias": (24,)})
+    close(found[f"{BIASED}.weight"], tensors[f"{BIASED}.{up}.weight"] @ tensors[f"{BIASED}.{down}.weight"])
+    close(found[f"{BIASED}.bias"], added[f"{BIASED}.{up}.bias"])
+    between = {f"{BIASED}.{down}.bias": rand(2), **pair(24, 24, 2, "x.lora_up.weight", "x.lora_down.weight")}
+    adapter = read(tmp_path, {**added, **between})
+    (why,) = adapter.unreadable.values()
+    assert why.startswith(
+        f"a lora with {down}.bias, which is not read: take it out, and add up @ {down}.bias"
+    )
+    with pytest.raises(lyc.LayerError, match="take it out, and add"):
+        adapter.layer(BIASED)

@@ -5,7 +5,7 @@ A module in this folder that defines DIALECT registers it. A dialect with a `wri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ __all__ = [
     "own_dialect",
     "restated",
     "split_key",
+    "unread",
     "write_of",
 ]
 
@@ -149,6 +150,7 @@ def _recognised(keys: Mapping[str, object]) -> Dialect | None:
 
 _OPENED = [dialect.opened for dialect in DIALECTS.values() if dialect.opened]
 _ASIDE = [dialect.aside for dialect in DIALECTS.values() if dialect.aside]
+_UNREAD = [dialect.unread for dialect in DIALECTS.values() if dialect.unread]
 _CHECKS = [dialect.check for dialect in DIALECTS.values() if dialect.check]
 _RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restated]
 
@@ -164,6 +166,11 @@ def opened(file: TensorFile, config: str | None) -> Opened:
 def is_aside(key: str) -> bool:
     """Whether a key belongs to no layer, though it begins with the name of one."""
     return any(aside(key) for aside in _ASIDE)
+
+
+def unread(keys: Collection[str], config: str | None = None) -> str | None:
+    """What tensors are that a tool writes and nothing reads. See `Dialect.unread`."""
+    return next((words for one in _UNREAD if (words := one(keys, config))), None)
 
 
 def check(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -178,10 +178,21 @@ class Dialect:
     """The layers that are meant where `split` took a key."""
     aside: Callable[[str], bool] | None = None
     """Whether a key belongs to no layer, though it begins with the name of one."""
+    unread: Callable[[Collection[str], str | None], str | None] | None = None
+    """What tensors are that the tool writes and nothing reads, in words for a message; None for others.
+
+    The arguments are the suffixes of one layer, or all keys of a file without a layer, and the path of the
+    configuration that is asked too, which may be of another file; None for none.
+    """
     check: Callable[[Mapping[str, str], Mapping[str, Shape], Extent], None] | None = None
     """Raises LayerError for tensors that the tool defines differently from what their shapes say.
 
     The arguments are the keys and shapes of a layer's tensors by suffix, and the shape of its change.
+    """
+    enlarged: tuple[str, ...] = ()
+    """Layers that enlarge their weight with zeros to their own shape, though no tensor says so.
+
+    For recognised files only.
     """
     restated: Callable[[Held], Mapping[str, Tensor]] | None = None
     """The tensors of a layer that the tool defines differently, converted to the algorithm's definition.

@@ -11,38 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
-import torch
+from .base import Dialect
 
-from ...algorithms.lora import RESHAPE
-from ...files.tensor_file import DerivedFile, TensorInfo
-from .base import Dialect, Opened
-
-WIDER = "img_in"
 NORM = re.compile(r"_norm\.scale$")
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    return f"{WIDER}.lora_A.weight" in keys and any(NORM.search(key) for key in keys)
-
-
-def _opened(read: Opened) -> Opened:
-    """The file with the shape to which `img_in` is enlarged."""
-    file = read.file
-    if read.dialect is not DIALECT or f"{WIDER}.lora_B.weight" not in file.tensors:
-        return read
-    outputs, inputs = (file.tensors[f"{WIDER}.lora_{one}.weight"].shape for one in "BA")
-    key, shape = f"{WIDER}.{RESHAPE}", torch.tensor([*outputs[:1], *inputs[1:]])
-    return replace(
-        read, file=DerivedFile(file, {**file.tensors, key: TensorInfo.of(shape)}, {}, {key: shape})
-    )
+    return "img_in.lora_A.weight" in keys and any(NORM.search(key) for key in keys)
 
 
 DIALECT = Dialect(
     name="bfl control",
     prefixes=(),
-    opened=_opened,
     recognises=_recognises,
     rename=lambda key: NORM.sub("_norm.set_weight", key),
+    enlarged=("img_in",),
 )

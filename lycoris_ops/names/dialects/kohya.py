@@ -1,4 +1,4 @@
-"""kohya-ss sd-scripts and musubi-tuner. Their suffixes are the algorithms' own."""
+"""kohya-ss sd-scripts and musubi-tuner. Their suffixes are the algorithms' own, but for a bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...algorithms.axes import ALPHA
-from ...algorithms.lora import UP
+from ...algorithms.lora import BIAS, UP
 from ...algorithms.oft import BLOCKS, Oft
 from ..layouts import Layers, Names
 from ..network_args import args_of
@@ -139,6 +139,7 @@ DIALECT = Dialect(
         Prefix("oft_te1_", "te", 1),
         Prefix("oft_te2_", "te", 2),
     ),
+    suffixes={"lora_up.bias": BIAS},
     split=_split,
     regrouped=_by_part,
     restated=_restated,

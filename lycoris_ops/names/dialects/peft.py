@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from ...algorithms import Layer
 from ...algorithms.factored import DORA
-from ...algorithms.full import Full
+from ...algorithms.full import SET_ROWS, Full
 from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
 from ...maths.shapes import Extent, Shape
-from ...peft import kind_of, read_peft_config, targets_parameters
+from ...peft import CONFIG_NAME, kind_of, peft_type_of, read_peft_config, targets_parameters
 from ...peft.config import PREFIX
 from ...peft.experts import parameters_of
 from ...peft.kinds import trainable_tokens as tokens
 from ...peft.parameters import DOWN, UP
 from ...peft.rows import has_rows, with_rows
+from ...peft.unread import UNREAD, not_read, told_by
 from ..layouts import Layers
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Opened, Prefix, Write
 
@@ -54,6 +55,8 @@ In a file made from the state dict of a live model, the adapter's name follows t
 
 TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)")
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
+DOWN_BIAS = re.compile(r"lora[._](?:linear_layer\.)?(?:A|a|down)(?:\.[^.]+)?\.bias")
+"""The suffix of a bias between the two factors. PEFT trains none, but LoRA modules of other tools may."""
 BASE_WEIGHT = ".base_layer.weight"
 """The end of the key of the model's own weight, which PEFT writes beside an adapted embedding."""
 PRUNED = re.compile(r"\.lora_E(?:\.[^.]+)?$")
@@ -157,6 +160,23 @@ def _is_aside(key: str) -> bool:
     return bool(TRAINING_ONLY.search(key)) or key.endswith(BASE_WEIGHT)
 
 
+def _unread(keys: Collection[str], config: str | None) -> str | None:
+    """The name of a kind that is not read; what a layer lacks; or the names of several adapters."""
+    if keys == {SET_ROWS}:
+        return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
+    if bias := next(filter(DOWN_BIAS.fullmatch, keys), None):
+        return f"a lora with {bias}, which is not read: take it out, and add up @ {bias} to the bias of up"
+    kind = told_by(keys)
+    if kind is None and config is not None:
+        kind = UNREAD.get(peft_type_of(config) or "")
+    if kind is not None:
+        return not_read(kind)
+    several = sorted(adapter_names(keys))
+    if len(several) < 2:
+        return None
+    return f"several adapters, {', '.join(several)}: write one of them into a file of its own"
+
+
 def _check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
     """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs.
 
@@ -231,6 +251,7 @@ DIALECT = Dialect(
     recognises=_recognises,
     rename=_rename,
     aside=_is_aside,
+    unread=_unread,
     check=_check_magnitude,
     restated=_restated,
     file="adapter_model",

@@ -7,5 +7,9 @@ from .base import Dialect
 DIALECT = Dialect(
     name="torchtune",
     prefixes=(),
-    suffixes={"lora_a.weight": "lora_down.weight", "lora_b.weight": "lora_up.weight"},
+    suffixes={
+        "lora_a.weight": "lora_down.weight",
+        "lora_b.weight": "lora_up.weight",
+        "lora_b.bias": "lora_B.bias",
+    },
 )
