@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -11,21 +12,22 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Form
+from ..algorithms.base import Dependent, Form, overflow
 from ..algorithms.checks import a_layer
 from ..changes.forms import Additive, Dense, add_up
 from ..discovery import discover
 from ..errors import LayerError, located
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows, Shape
-from ..maths.tensors import CPU, fetched, is_finite, padded
+from ..maths.tensors import CPU, compute_dtype, fetched, is_finite, largest_on_device, padded
 from . import groups
+from .groups.dense import DenseGroup
 from .groups.dependent import DependentGroup
 from .groups.group import Group
-from .overflow import Bound, leaving_out, overflow_of
+from .overflow import SHARE, Bound, check_strengths, may_overflow
 from .registry import Patch, apply_plans, path_report
 
-Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
+Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group | DependentGroup, tuple[Tensor, ...]]]
 
 
 FUSE: dict[type[Form], Fuse] = {
@@ -36,10 +38,6 @@ FUSE: dict[type[Form], Fuse] = {
 Its arguments are the forms, the index of each form's layer in the plan's strengths, and the number of tensors
 that the plan holds already. It returns the group and the group's own tensors.
 """
-
-
-_Draft = tuple[Shape, Shape, tuple[tuple[Group, Rows | None], ...], tuple[Tensor, ...], tuple[float, ...]]
-"""The first five fields of a plan."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ class PatchPlan:
     """The weight's shape afterwards: larger than before where a layer enlarges it with zeros."""
     groups: tuple[tuple[Group, Rows | None], ...]
     """Each group with the rows of the weight that it changes, None for all."""
+    dependent: tuple[tuple[DependentGroup, Rows | None], ...] = ()
+    """The same for changes that depend on the weight. Their tensors are the plan's last."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
     bounds: tuple[Bound, ...] = ()
@@ -84,12 +84,12 @@ class PatchPlan:
         """`build` for each (shape, device, layers), with one wait for each device in all."""
         drafts = [cls._draft(tuple(shape), torch.device(device), layers) for shape, device, layers in weights]
         bounds = iter(Bound.all_of([one for _, bounded in drafts for one in bounded]))
-        return [cls(*draft, tuple(islice(bounds, len(bounded)))) for draft, bounded in drafts]
+        return [replace(plan, bounds=tuple(islice(bounds, len(bounded)))) for plan, bounded in drafts]
 
-    @staticmethod
+    @classmethod
     def _draft(
-        shape: Shape, device: torch.device, layers: Sequence[tuple[Layer | Part, float]]
-    ) -> tuple[_Draft, list[tuple[Additive, int, Part]]]:
+        cls, shape: Shape, device: torch.device, layers: Sequence[tuple[Layer | Part, float]]
+    ) -> tuple[PatchPlan, list[tuple[Additive, int, Part]]]:
         """A plan without bounds, and the forms that they are for, each with its slot and its part."""
         parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(shape, parts)
@@ -108,19 +108,24 @@ class PatchPlan:
                 if not isinstance(form, Dependent):
                     bounded.append((form, slot, part))
         fused: list[tuple[Group, Rows | None]] = []
+        dependent: list[tuple[DependentGroup, Rows | None]] = []
         tensors: list[Tensor] = []
-        for (kind, rows), (forms, slots) in by_form.items():
+        for (kind, rows), (forms, slots) in sorted(by_form.items(), key=lambda one: one[0][0] is Dependent):
             group, own = FUSE[kind](forms, slots, len(tensors))
-            fused.append((group, rows))
+            if isinstance(group, DependentGroup):
+                dependent.append((group, rows))
+            else:
+                fused.append((group, rows))
             tensors += [_moved(tensor.detach(), device).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return (shape, final, tuple(fused), tuple(tensors), strengths), bounded
+        return cls(shape, final, tuple(fused), tuple(dependent), tuple(tensors), strengths), bounded
 
     @property
     def report(self) -> str:
         """What is fused and how, one line for each group."""
         return "\n".join(
-            group.summary + (f", rows {rows[0]} to {rows[1]}" if rows else "") for group, rows in self.groups
+            group.summary + (f", rows {rows[0]} to {rows[1]}" if rows else "")
+            for group, rows in (*self.groups, *self.dependent)
         )
 
     @torch.no_grad()
@@ -133,7 +138,7 @@ class PatchPlan:
         returned. Raises LayerError for an integer weight, one of another shape than the plan's, one that no
         path can patch, and where a change overflows; the weight is then unchanged.
         """
-        return _applied([self._patch(weight, tensors, strengths)])[0]
+        return self._applied([(self, self._patch(weight, tensors, strengths))])[0]
 
     @staticmethod
     @torch.no_grad()
@@ -143,16 +148,16 @@ class PatchPlan:
         No two weights may share memory, because a path may patch many at once. So an error, which has the
         name of the weight, may come before or after other weights are patched.
         """
-        patches: list[tuple[Patch, LayerError | None]] = []
+        patches: list[tuple[PatchPlan, Patch]] = []
         for plan, weight, name in work:
             with located(weight=name):
-                patches.append(plan._patch(weight, plan.tensors, plan.strengths, name))
-        return _applied(patches)
+                patches.append((plan, plan._patch(weight, plan.tensors, plan.strengths, name)))
+        return PatchPlan._applied(patches)
 
     def _patch(
         self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float], name: str | None = None
-    ) -> tuple[Patch, LayerError | None]:
-        """The patch of a weight, which is enlarged first if a layer enlarges it, and its `overflow_of`."""
+    ) -> Patch:
+        """The patch of a weight, which is enlarged first if a layer enlarges it."""
         if not weight.is_floating_point():
             raise LayerError(
                 "a weight of this dtype cannot be patched",
@@ -167,8 +172,82 @@ class PatchPlan:
             )
         if tuple(weight.shape) != self.final:
             weight = padded(weight, self.final)
+        check_strengths(weight.dtype, strengths)
         moved = [_moved(tensor, weight.device) for tensor in tensors]
-        return Patch(self, weight, moved, strengths, name), overflow_of(weight, self.bounds, strengths)
+        return Patch(self, weight, moved, strengths, name)
+
+    def _formed(self, patch: Patch) -> tuple[Patch, list[Tensor]]:
+        """The patch with the sums of changes that depend on the weight in place of these, and the sums."""
+        strengths, dtype = patch.strengths, compute_dtype(patch.weight.dtype)
+        with located(weight=patch.name):
+            totals = [
+                group.total(
+                    patch.tensors, strengths, dtype, patch.weight[slice(*rows)] if rows else patch.weight
+                )
+                for group, rows in self.dependent
+            ]
+        own = patch.tensors[: self.dependent[0][0].first] if self.dependent else patch.tensors
+        dense = [
+            (DenseGroup(len(own) + n, (len(strengths),)), rows) for n, (_, rows) in enumerate(self.dependent)
+        ]
+        plan = replace(self, groups=(*self.groups, *dense), dependent=())
+        return Patch(plan, patch.weight, [*own, *totals], [*strengths, 1.0], patch.name), totals
+
+    @staticmethod
+    def _applied(patches: Sequence[tuple[PatchPlan, Patch]]) -> list[Tensor]:
+        """The weights, after the patches, with one wait for each device for all that depend on weights."""
+        unsure: list[tuple[PatchPlan, Patch]] = []
+        sure: list[Patch] = []
+        late: list[tuple[PatchPlan, Patch]] = []
+        flags: list[Tensor] = []
+        for plan, patch in patches:
+            if not patch.weight.numel():
+                continue
+            if may_overflow(patch.weight.dtype, plan.bounds, patch.strengths):
+                unsure.append((plan, patch))
+            elif not plan.dependent:
+                sure.append(patch)
+            else:
+                formed, totals = plan._formed(patch)
+                size = reduce(torch.add, map(largest_on_device, totals))
+                # Written so that NaN does not count as small.
+                flag = ~(size <= SHARE * torch.finfo(patch.weight.dtype).max)
+                if patch.weight.device.type != "cpu":
+                    # The flag is read later, with those of other weights. Where it is set, zeros are added.
+                    zeroed = [tensor.masked_fill(flag, 0.0) for tensor in formed.tensors]
+                    apply_plans([formed._replace(tensors=zeroed)])
+                    late.append((plan, patch))
+                    flags.append(flag)
+                elif flag:
+                    unsure.append((plan, patch))
+                else:
+                    apply_plans([formed])
+        unsure += [pair for pair, flag in zip(late, fetched(*flags), strict=True) if flag]
+        for plan, patch in unsure:
+            plan._try(patch)
+        apply_plans(sure)
+        return [patch.weight for _, patch in patches]
+
+    def _try(self, patch: Patch) -> None:
+        """Patch a weight by way of a copy. Raises LayerError where finite values become NaN or infinite."""
+        copy = patch.weight.clone()
+        formed, _ = self._formed(patch._replace(weight=copy))
+        with located(weight=patch.name):
+            apply_plans([formed])
+            if not is_finite(copy) and is_finite(patch.weight):
+                raise self._overflow(patch)
+        patch.weight.copy_(copy)
+
+    def _overflow(self, patch: Patch) -> LayerError:
+        """The error for a weight that the patch would make NaN or infinite."""
+        weight, strengths = patch.weight, patch.strengths
+        dtype = compute_dtype(weight.dtype)
+        for group, rows in self.dependent:
+            error = group.overflow(patch.tensors, strengths, dtype, weight[slice(*rows)] if rows else weight)
+            if error:
+                return error
+        worst = max(self.bounds, key=lambda bound: max(bound.shares(weight.dtype, strengths)), default=None)
+        return overflow(weight.dtype).within(file=worst and worst.file, key=worst and worst.key)
 
     def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         """`apply_` for a weight that another patch may have enlarged since the plan was made.
@@ -190,38 +269,6 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device. A copy from pinned memory to an accelerator runs beside the work of both."""
     # A copy to the CPU must be complete before it is read, so it blocks.
     return tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
-
-
-def _applied(patches: Sequence[tuple[Patch, LayerError | None]]) -> list[Tensor]:
-    """The weights, after the patches. A patch with an error is tried on a copy, where the error is raised."""
-    for patch, error in patches:
-        if error is None:
-            continue
-        copy = patch.weight.clone()
-        apply_plans([patch._replace(weight=copy)])
-        if not is_finite(copy) and is_finite(patch.weight):
-            raise error.within(weight=patch.name)
-        patch.weight.copy_(copy)
-    sure = [patch for patch, error in patches if error is None]
-    # A sum alone can be left out and come later, so that one wait tells for all weights which of them may
-    # overflow.
-    late: list[Patch] = []
-    flags: list[Tensor] = []
-    for patch in filter(_alone, sure):
-        with leaving_out() as found:
-            apply_plans([patch])
-        # A path that failed before another one was taken leaves a flag too, and an empty weight none.
-        late += [patch] * len(found[-1:])
-        flags += found[-1:]
-    again = [patch for patch, flag in zip(late, fetched(*flags), strict=True) if flag]
-    apply_plans([*again, *(patch for patch in sure if not _alone(patch))])
-    return [patch.weight for patch, _ in patches]
-
-
-def _alone(patch: Patch) -> bool:
-    """Whether layers that depend on the weight make the whole patch, on a device that would be waited for."""
-    groups = patch.plan.groups
-    return patch.weight.device.type != "cpu" and len(groups) == 1 and isinstance(groups[0][0], DependentGroup)
 
 
 def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:

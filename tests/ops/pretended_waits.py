@@ -109,6 +109,43 @@ def merge() -> None:
         raise AssertionError("nothing was raised")
 
 
+def mixed() -> None:
+    """Plans of both sorts of changes wait once in all. A weight that would overflow is left as it was, and
+    the error names the layer; one whose large sum fits is patched."""
+
+    def work(*sizes: float) -> list[tuple[lyc.PatchPlan, Tensor, str]]:
+        made: list[tuple[lyc.PatchPlan, Tensor, str]] = []
+        torch.manual_seed(0)
+        up, down = torch.randn(8, 2).to(NAME), torch.randn(2, 8).to(NAME)
+        low = lyc.ALGORITHMS["lora"].load({"lora_up.weight": up, "lora_down.weight": down})
+        for n, size in enumerate(sizes):
+            scale = torch.full((8, 1), size).to(NAME)
+            scaled = lyc.ALGORITHMS["ia3"].load({"weight": scale, "on_input": torch.tensor(0)})
+            parts = [
+                (lyc.Part(low, file="low", key="a"), 0.5),
+                (lyc.Part(scaled, file="ia", key=f"{n}"), 1.0),
+            ]
+            weight = torch.ones(8, 8, dtype=torch.float16, device=NAME)
+            made.append((lyc.PatchPlan.build(weight.shape, NAME, parts), weight, f"w{n}"))
+        return made
+
+    safe = work(1.5, 2.0, 3.0)
+    applied = found(lambda: lyc.PatchPlan.apply_all(safe))
+    assert len(applied.waits) == 1, applied.waits
+    # A quarter of the largest float16 is 16376.
+    large = work(1.5, 3e4)
+    lyc.PatchPlan.apply_all(large)
+    assert float(large[1][1].cpu().float().min()) > 2.9e4
+    bad = work(1.5, 1e6, 2.0)
+    try:
+        lyc.PatchPlan.apply_all(bad)
+    except LycorisError as error:
+        assert (error.file, error.key, error.weight) == ("ia", "1", "w1"), error
+    else:
+        raise AssertionError("nothing was raised")
+    assert torch.equal(bad[1][1].cpu(), torch.ones(8, 8, dtype=torch.float16))
+
+
 def drawn(layers: int, *kinds: str) -> list[lyc.Adapter]:
     """An adapter of each kind, "lora" or "full", whose layers are on the CPU."""
     sizes = {"lora": {"lora_up.weight": (24, 4), "lora_down.weight": (4, 16)}, "full": {"diff": (24, 16)}}
@@ -295,6 +332,7 @@ def check_waits() -> None:
         rebuilt(kind, layer, 1.0)
         rebuilt(kind, layer, 0.5)
     merge()
+    mixed()
     merges()
     resizes()
     extracts()

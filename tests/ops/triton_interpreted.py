@@ -78,7 +78,7 @@ def test_nothing_is_copied_and_nothing_compiled_anew() -> None:
         layers = [layer(kind, "linear-odd", rank=n + 1) for n in range(count)]
         pairs = [(layer("loha", "linear-odd"), 1.0), *((one, 0.5) for one in layers)]
         plan = lyc.PatchPlan.build(weight.shape, weight.device, pairs)
-        terms, _ = triton_fused.terms_of(registry.Patch(plan, weight, plan.tensors, plan.strengths))
+        terms = triton_fused.terms_of(registry.Patch(plan, weight, plan.tensors, plan.strengths))
         table = triton_fused.tabulate(terms, weight.data_ptr())
         assert table.number == count + 1
         assert {part.data_ptr() for part in table.kept} == {part.data_ptr() for part in plan.tensors}

@@ -28,9 +28,7 @@ class DenseGroup(Group):
     def summary(self) -> str:
         return f"{len(self.slots)} full, added as they are"
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         terms = [(tensors[self.first + n], strengths[slot]) for n, slot in enumerate(self.slots)]
 
         def add(rows: Tensor, first: int) -> None:

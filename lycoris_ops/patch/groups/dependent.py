@@ -1,19 +1,21 @@
-"""Changes that depend on the weight they meet (DoRA, OFT, IA3 ...): the layers compute them themselves."""
+"""Changes that depend on the weight they meet (DoRA, OFT, IA3 ...): the layers compute them themselves.
+
+A plan forms them first. The paths add their sum as one full matrix.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import Dependent, Parameter
-from ...errors import located
-from ...maths.tensors import largest_on_device
-from ..overflow import check_sum, doubtful
-from .group import Add, Group
+from ...algorithms.base import Dependent, Parameter, overflow
+from ...errors import LayerError, located
+from ...maths.shapes import flat_shape
+from ...maths.tensors import is_finite
 
 FORM = Dependent
 
@@ -42,49 +44,51 @@ class DependentTerm:
 
 
 @dataclass(frozen=True)
-class DependentGroup(Group):
-    """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
-
-    Nothing is added to the weight before the sum is complete: an addition would change the weight that the
-    next delta is computed from. The sum is checked for overflow first.
-    """
+class DependentGroup:
+    """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch."""
 
     terms: tuple[DependentTerm, ...]
+
+    @property
+    def first(self) -> int:
+        """Index of the first of its tensors in the plan's tensors."""
+        return self.terms[0].first
 
     @property
     def summary(self) -> str:
         kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
         return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
 
-    def bind(
+    def total(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
-        met = weight.to(dtype)
-        total = torch.zeros(len(weight), met.numel() // len(weight), dtype=dtype, device=weight.device)
-        sizes: list[Tensor] = []
-        for term in self.terms:
-            self._add(total, term, tensors, strengths, met)
-            sizes.append(largest_on_device(total))
-        if doubtful(total, sizes, weight):
-            # Again, to find the layer after which the sum overflows.
-            total.zero_()
-            for term in self.terms:
-                self._add(total, term, tensors, strengths, met)
-                with located(file=term.file, key=term.key):
-                    check_sum(total, weight)
-        return Add.of(total)
+    ) -> Tensor:
+        """The sum (O, K) of the changes in `dtype`. `weight` has the rows that the group is for."""
+        *_, total = self._sums(tensors, strengths, weight.to(dtype))
+        return total
 
-    def _add(
-        self,
-        total: Tensor,
-        term: DependentTerm,
-        tensors: Sequence[Tensor],
-        strengths: Sequence[float],
-        met: Tensor,
-    ) -> None:
-        with located(file=term.file, key=term.key):
-            change = term.form(tensors).change(met).reshape(total.shape)
-            total.add_(change, alpha=strengths[term.slot])
+    def overflow(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> LayerError | None:
+        """The error of the first layer with which the sum in `dtype`, or the weight with it, overflows.
+
+        None where neither does. `weight` has the rows that the group is for.
+        """
+        met = weight.to(dtype)
+        for term, total in zip(self.terms, self._sums(tensors, strengths, met), strict=True):
+            for values, kept in ((total, dtype), (met.reshape(total.shape) + total, weight.dtype)):
+                if not is_finite(values.to(kept)):
+                    return overflow(kept).within(file=term.file, key=term.key)
+        return None
+
+    def _sums(self, tensors: Sequence[Tensor], strengths: Sequence[float], met: Tensor) -> Iterator[Tensor]:
+        """The sum (O, K) of the changes up to each layer. All are one tensor, which the next one changes."""
+        total: Tensor | None = None
+        for term in self.terms:
+            with located(file=term.file, key=term.key):
+                change = term.form(tensors).change(met).reshape(flat_shape(met.shape))
+                strength = strengths[term.slot]
+                total = change * strength if total is None else total.add_(change, alpha=strength)
+            yield total
 
 
 def fuse(

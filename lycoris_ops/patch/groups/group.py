@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...maths.scratch import scratch
-from ...maths.shapes import Rows, Shape, flat_shape
+from ...maths.shapes import Rows, Shape
 
 ROWS = 640
 """On a CPU this many rows, or a multiple, are worked on at once: matrix libraries divide other numbers of
@@ -32,14 +31,6 @@ class Add:
         self.add = add
         self.once = once
         self.write = write or self._to_zeros
-
-    @classmethod
-    def of(cls, change: Tensor) -> Add:
-        """The `Add` of a change that is formed in full, as (O, K) in the dtype of the sum."""
-        return cls(
-            add=lambda rows, first: rows.add_(change[first : first + len(rows)]),
-            write=lambda rows, first: rows.copy_(change[first : first + len(rows)]),
-        )
 
     def _to_zeros(self, rows: Tensor, first: int) -> None:
         self.add(rows.zero_(), first)
@@ -86,13 +77,10 @@ class Group(Protocol):
         """
         return []
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add | None:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add | None:
         """The change that is not in `products`, for these tensors and strengths; None where there is none.
 
-        The change will be added to rows of this `dtype`. `weight` has the rows of the weight that the group
-        is for, as they are before the patch.
+        The change will be added to rows of this `dtype`.
         """
         ...
 
@@ -111,29 +99,6 @@ class PathPlan(Protocol):
         ...
 
 
-def joined(
-    products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
-) -> tuple[Tensor, Tensor]:
-    """Products joined into one: left (O, R) and right (R, K), where R is the sum of the ranks.
-
-    The left factors are joined side by side. The right factors, times scales and strengths, are stacked. Both
-    results are buffers, valid until the next call with the same `use` in this thread.
-    """
-    rank, device = sum(product.rank for product in products), products[0].left.device
-    left = scratch(f"{use} left", (len(products[0].left), rank), dtype, device)
-    right = scratch(f"{use} right", (rank, products[0].right.shape[1]), dtype, device)
-    start = 0
-    for product in products:
-        place = slice(start, start + product.rank)
-        left[:, place].copy_(product.left)
-        right[place].copy_(product.right)
-        factor = product.factor(strengths)
-        if factor != 1.0:
-            right[place].mul_(factor)
-        start += product.rank
-    return left, right
-
-
 def placed(add: Add, start: int, stop: int) -> Add:
     """Turn an `Add` for rows `start` to `stop` of a weight into one that takes any rows of the weight."""
 
@@ -143,26 +108,3 @@ def placed(add: Add, start: int, stop: int) -> Add:
             add.add(rows[low - first : high - first], low - start)
 
     return Add(within, once=add.once)
-
-
-Placed = tuple[Group, tuple[int, int]]
-"""A group, and the rows of the weight that it changes."""
-
-
-def summed(
-    groups: Sequence[Placed], tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
-) -> tuple[Tensor, int] | None:
-    """The sum of the groups as one float32 matrix (n, K), and the row of the weight where it begins.
-
-    None where there are no groups. A path may have code for some forms only. It then adds the sum of all
-    other groups, such as those that depend on the weight, as one full matrix.
-    """
-    if not groups:
-        return None
-    start, stop = min(low for _, (low, _) in groups), max(high for _, (_, high) in groups)
-    total = torch.zeros(stop - start, flat_shape(weight.shape)[1], dtype=torch.float32, device=weight.device)
-    for group, (low, high) in groups:
-        add = group.bind(tensors, strengths, torch.float32, weight[low:high])
-        if add:
-            add.add(total[low - start : high - start], 0)
-    return total, start

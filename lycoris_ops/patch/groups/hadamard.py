@@ -46,9 +46,7 @@ class HadamardGroup(Group):
             found.append((Factors(w1_a, w1_b, scale, slot), Factors(w2_a, w2_b, 1.0, None)))
         return found
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         layers = [
             (
                 one.left.to(dtype) * one.factor(strengths),

@@ -54,9 +54,7 @@ class KroneckerGroup(Group):
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         sets = [_joined(terms, tensors, strengths, dtype) for terms in self.sets(tensors)]
 
         def add(rows: Tensor, first: int) -> None:

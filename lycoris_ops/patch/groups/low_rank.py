@@ -35,9 +35,7 @@ class LowRankGroup:
             for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True))
         ]
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> None:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> None:
         return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...maths.scratch import scratch, tile
 from ...maths.shapes import flat_shape
 from ...maths.tensors import compute_dtype
-from ..groups.group import ROWS, Add, Factors, PathPlan, joined, placed
+from ..groups.group import ROWS, Add, Factors, PathPlan, placed
 from ..registry import PatchPath, one_by_one
 
 SHALLOW = 64
@@ -39,7 +39,7 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
     products: dict[tuple[int, int] | None, list[Factors]] = {}
     for group, rows in plan.groups:
         products.setdefault(rows, []).extend(group.products(tensors))
-        add = group.bind(tensors, strengths, dtype, weight if rows is None else weight[slice(*rows)])
+        add = group.bind(tensors, strengths, dtype)
         if add:
             adds.append(add if rows is None else placed(add, *rows))
     for number, (rows, found) in enumerate(products.items()):
@@ -88,8 +88,23 @@ def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
 def _one_product(
     products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
 ) -> Add:
-    """All products as one matrix product: [left_1 ... left_n] @ [right_1; ...; right_n]."""
-    left, right = joined(products, strengths, dtype, use)
+    """All products as one matrix product: [left_1 ... left_n] @ [right_1; ...; right_n].
+
+    The right factors are multiplied by scales and strengths. Both matrices are buffers, valid until the next
+    call with the same `use` in this thread.
+    """
+    rank, device = sum(product.rank for product in products), products[0].left.device
+    left = scratch(f"{use} left", (len(products[0].left), rank), dtype, device)
+    right = scratch(f"{use} right", (rank, products[0].right.shape[1]), dtype, device)
+    start = 0
+    for product in products:
+        place = slice(start, start + product.rank)
+        left[:, place].copy_(product.left)
+        right[place].copy_(product.right)
+        factor = product.factor(strengths)
+        if factor != 1.0:
+            right[place].mul_(factor)
+        start += product.rank
 
     def here(part: Tensor, row: int) -> Tensor:
         return left[row : row + len(part)]

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ....errors import located
 from ....maths.shapes import Rows, flat_shape
 from ...groups.dense import DenseGroup
-from ...groups.group import PathPlan, Placed, summed
+from ...groups.group import PathPlan
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
@@ -147,29 +146,16 @@ TERMS_OF: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], 
     KroneckerGroup: _kronecker,
     DenseGroup: _dense,
 }
-"""For each type of group that the kernel adds itself, the function that makes its terms."""
+"""For each type of group, the function that makes its terms."""
 
 
-def terms_of(patch: Patch) -> tuple[list[tuple[Term, Rows]], bool]:
-    """All changes of the weight as terms, each with the rows of the weight that it is added to.
-
-    Groups that are not in TERMS_OF (changes that depend on the weight) are summed by torch first. Their sum
-    is one more term, so that the weight is still rounded once. The second value says whether there is one.
-    """
-    terms: list[tuple[Term, Rows]] = []
-    others: list[Placed] = []
-    for group, rows in patch.plan.groups:
-        place = rows or (0, patch.plan.final[0])
-        own = TERMS_OF.get(type(group))
-        if own:
-            terms += [(term, place) for term in own(group, patch.tensors, patch.strengths)]
-        else:
-            others.append((group, place))
-    found = summed(others, patch.tensors, patch.strengths, patch.weight)
-    if found:
-        total, start = found
-        terms.append((Term(1.0, (total,)), (start, start + len(total))))
-    return terms, bool(found)
+def terms_of(patch: Patch) -> list[tuple[Term, Rows]]:
+    """All changes of the weight as terms, each with the rows of the weight that it is added to."""
+    return [
+        (term, rows or (0, patch.plan.final[0]))
+        for group, rows in patch.plan.groups
+        for term in TERMS_OF[type(group)](group, patch.tensors, patch.strengths)
+    ]
 
 
 class TermTable(NamedTuple):
@@ -303,15 +289,8 @@ def _apply(patches: Sequence[Patch]) -> None:
     try:
         ready: list[Ready] = []
         for patch in patches:
-            with located(weight=patch.name):
-                terms, has_sum = terms_of(patch)
-            table = tabulate(terms, patch.weight.data_ptr())
-            if not table.number or not patch.weight.numel():
-                continue
-            if has_sum:
-                # At once, because the sum that torch has formed is as large as the weight.
-                _launch_all([(patch, table)], done)
-            else:
+            table = tabulate(terms_of(patch), patch.weight.data_ptr())
+            if table.number and patch.weight.numel():
                 ready.append((patch, table))
         _launch_all(ready, done)
     except PathError as error:
