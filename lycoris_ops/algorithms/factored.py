@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Dense, LowRank, add_up, plus
+from ..changes.forms import Additive, Dense, LowRank, plus
 from ..changes.operators import Diagonal, Sides, tensors_of
 from ..errors import LayerError
 from ..maths.dora import changed_lengths, dora_factor, learned_extra, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from ..maths.tensors import compute_dtype, fold_core, shaped
+from ..maths.tensors import compute_dtype, fold_core
 from .axes import BIASES
 from .base import Layer, axis_of, cut
 from .checks import agree, vector
@@ -149,7 +149,7 @@ class Factored(Trained):
     def changed(self, weight: Tensor) -> Tensor:
         if self.dora_scale is None:
             return super().changed(weight)
-        whole = self._direction(weight, self.undecomposed(weight))
+        whole = plus(weight, self.undecomposed(weight))
         axis = self.magnitude_axis(weight.shape)
         return whole * self._factor(weight, lengths(whole, axis), axis)
 
@@ -165,18 +165,11 @@ class Factored(Trained):
             return learned_extra(magnitude, weight, up, down, one.scale, axis)
         return self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
 
-    def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
-        """V in the weight's shape, given the forms of product (+ sparse)."""
-        if isinstance(plain[0], LowRank):
-            return plus(weight, plain)
-        # In place, to save a copy of the weight's size. The sum is never a tensor that is held elsewhere.
-        return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
-
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """norm(V). A large V is not kept for the backward pass, and not formed for a LoRA that learns."""
 
         def formed(met: Tensor) -> Tensor:
-            return lengths(self._direction(met, plain), axis)
+            return lengths(plus(met, plain), axis)
 
         if weight.numel() <= KEPT:
             return formed(weight)

@@ -294,7 +294,7 @@ class Lora(Factored, Planned):
         return super().reads_weight or self._shifts
 
     def undecomposed(self, weight: Tensor) -> tuple[Additive, ...]:
-        forms = super().undecomposed(weight)
+        forms = self._beside()
         if self.start is None or not self._shifts:
             return forms
         rank = self.rank or 1

@@ -101,25 +101,20 @@ class BoundPlan:
             found is not None and all(any(one is own for own in tensors) for one in found) for found in read
         )
 
-    def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
-        """Whether this bound plan can be used for a pass with this input.
-
-        With `anew` (see `BypassPlan.anew`) it must also see the current values of the layers' tensors.
-        """
-        if anew and (not self.follows or torch.compiler.is_compiling()):
-            return False
-        return self.made_for == (x.dtype, x.device, dropout)
-
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """The input that the layers see, and the input that the module is given."""
         x = self.seen(x)
         change = self._turned(self.shifts, x, strengths) if self.takes_shift else None
         return x, x if change is None else x + change
 
-    def seen(self, x: Tensor) -> Tensor:
-        """The input as the layers see it."""
-        x = x if x.dtype == self.dtype else x.to(self.dtype)
-        return self._batched(x) if self.geometry.kernel else x
+    def seen(self, values: Tensor) -> Tensor:
+        """An input or output as the layers see it, in the working dtype: vectors as the rows of a contiguous
+        matrix, pictures with a batch dimension."""
+        values = values if values.dtype == self.dtype else values.to(self.dtype)
+        if kernel := self.geometry.kernel:
+            return values[None] if values.ndim == len(kernel) + 1 else values
+        values = values.contiguous()
+        return values if values.ndim == 2 else values.view(-1, values.shape[-1])
 
     def finish(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> Tensor:
         """The module's output with all layers.
@@ -127,7 +122,7 @@ class BoundPlan:
         x is the input as the layers see it. y is the module's output for the input that it was given, and may
         be written over. `run` computes W x + b.
         """
-        total = self._batched(y).to(self.dtype)
+        total = self.seen(y)
         changes: list[_Change] = []
         extra = None
         if self.operates:
@@ -144,7 +139,7 @@ class BoundPlan:
             total = before.clone() if learns and self.bias is None else before
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
-        return self._finished(self._add(x, total, strengths), y, strengths)
+        return shaped(self.beside(x, total, strengths), y.shape).to(y.dtype)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
@@ -152,33 +147,31 @@ class BoundPlan:
         `factors` multiply the changes over the places of y, see `LowRankForward.add`. Only a plan whose forms
         are all low-rank takes them.
         """
-        return self._finished(self._add(self.seen(x), self.seen(y), strengths, factors), y, strengths)
-
-    def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
-        """y plus the changes of the forms for the input x; y may be written over."""
-        # `map` runs no Python code for each slot, as a generator would.
-        live = [one for one in self.forwards if any(map(strengths.__getitem__, one.slots))]
-        if not live:
-            return y
-        if self.dropout:
-            x = functional.dropout(x, self.dropout)
-        if self.geometry.kernel:
-            total, met = y.contiguous(), self.geometry.padded(x)
-        else:
-            total, met = _rows(y), _rows(x)
-        with in_own_dtypes(x.device):
-            for placed in live:
-                add = placed.forward.add
-                if factors is not None:
-                    add = partial(cast("LowRankForward", placed.forward).add, factors=factors)
-                if placed.rows is None:
-                    total = add(total, met, strengths)
-                    continue
-                part = self.geometry.part(total, placed.rows)
-                found = add(part, met, strengths)
-                if found is not part:
-                    part.copy_(found)
-        return shaped(total, y.shape)
+        total = y
+        if self.forwards:
+            x, total = self.seen(x), self.seen(y)
+            if self.dropout:
+                x = functional.dropout(x, self.dropout)
+            if self.geometry.kernel:
+                x, total = self.geometry.padded(x), total.contiguous()
+            with in_own_dtypes(x.device):
+                for placed in self.forwards:
+                    # `map` runs no Python code for each slot, as a generator would.
+                    if not any(map(strengths.__getitem__, placed.slots)):
+                        continue
+                    add = placed.forward.add
+                    if factors is not None:
+                        add = partial(cast("LowRankForward", placed.forward).add, factors=factors)
+                    if placed.rows is None:
+                        total = add(total, x, strengths)
+                        continue
+                    part = self.geometry.part(total, placed.rows)
+                    found = add(part, x, strengths)
+                    if found is not part:
+                        part.copy_(found)
+        if self.biases and (change := self._bias_change(strengths)) is not None:
+            total = total + self.geometry.per_channel(change.to(self.dtype))
+        return (total if total.shape == y.shape else total.view(y.shape)).to(y.dtype)
 
     def _on_all_outputs(self, strengths: Strengths) -> Tensor | None:
         """The sum of strength * (M - 1) over `scales`, for each channel; None where nothing is scaled."""
@@ -274,24 +267,6 @@ class BoundPlan:
         """(M - 1) y for the operator M on outputs."""
         assert base.outputs is not None
         return self.geometry.first(base.outputs.change(self.geometry.last(y)))
-
-    def _finished(self, total: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
-        """The output in the shape and dtype of y, with the changes of the bias."""
-        change = self._bias_change(strengths)
-        if change is not None:
-            total = total + self.geometry.per_channel(change.to(self.dtype))
-        return shaped(total, y.shape).to(y.dtype)
-
-    def _batched(self, values: Tensor) -> Tensor:
-        """The values with a batch dimension, which the input of a convolution may lack."""
-        kernel = self.geometry.kernel
-        return values[None] if kernel and values.ndim == len(kernel) + 1 else values
-
-
-def _rows(values: Tensor) -> Tensor:
-    """Vectors as the rows of a contiguous matrix."""
-    values = values.contiguous()
-    return values if values.ndim == 2 else values.view(-1, values.shape[-1])
 
 
 def _diagonal(base: Base) -> Tensor | None:

@@ -246,7 +246,7 @@ class Bypass:
     @property
     def _slots(self) -> Strengths:
         """The strengths by the slots of `Met`."""
-        return ALONE if self._plan.formed else self.strengths[0]
+        return self.strengths[0] if len(self.strengths) == 1 else ALONE
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
@@ -318,17 +318,17 @@ class Bypass:
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Add the change of a plan without operators to the module's own output."""
-        x = input_of(args, kwargs)
+        x = args[0] if args else input_of(args, kwargs)
         if type(y) is not Tensor and is_divided(y):
             return WeightShare.of(cast("Any", module).weight).beside(x, y, partial(self._added, x))
-        if self._stands_apart(args, kwargs, y):
+        if compiled.traced() and self._stands_apart(args, kwargs, y):
             return self._compiled(x, None, y)
-        return _like(self._added(x, _flat(x), _flat(y)), y)
+        return _like(self._added(x, _flat(x), _flat(y)), y) if y.is_nested else self._added(x, x, y)
 
     def _added(self, given: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """y plus the change for the input x of a plan without operators. `given` is the module's input, of
         which x may be this process's part."""
-        bound = self._begun(x, given)
+        bound = self._bind(x, given)
         # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
         assert not isinstance(bound, WholePass)
         return y if bound is None else bound.beside(x, y, self._slots)
@@ -339,12 +339,12 @@ class Bypass:
         if self._stands_apart(args, kwargs, x, y):
             return self._compiled(x, None, y)
         flat = _flat(x)
-        bound = self._begun(flat)
+        bound = self._bind(flat, flat)
         if bound is None:
             return None
         if isinstance(bound, WholePass) and not (y.is_nested or self._stands_beside_another()):
             # It needs nothing else.
-            return bound.finish(bound.seen(flat), y, ALONE, bound.seen)
+            return bound.finish(flat, y, ALONE, bound.seen)
         seen = bound.seen(flat)
         return self._finished(module, args, kwargs, y, (bound, seen, seen))
 
@@ -356,7 +356,7 @@ class Bypass:
             return None if given is None else _with_input(args, kwargs, given)
         self._traced = None
         flat = _flat(x)
-        bound = self._begun(flat)
+        bound = self._bind(flat, flat)
         if bound is None:
             self._pass = None
             return None
@@ -436,21 +436,6 @@ class Bypass:
             found = self._after(self.module, (x,), {}, y)
         return y if found is None else found
 
-    def _begun(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | PlacedPlan | WholePass | None:
-        """`_bind`, after `before_pass`, which gets `given` where x is only a part of the module's input."""
-        if self.before_pass is not None:
-            acts = self._acts
-            self.before_pass(x if given is None else given)
-            if self._acts != acts:
-                raise LycorisError(
-                    "`before_pass` has set a plan that needs other hooks than those of this pass",
-                    key=self.name,
-                    got=f"a plan that acts {self._acts} the module",
-                    expected=f"one that acts {acts} it",
-                    hint="Set the plan before the pass",
-                )
-        return self._bind(x)
-
     def _may_turn(self) -> bool:
         """Whether the module may be given another input than its own."""
         met = self.met
@@ -472,29 +457,51 @@ class Bypass:
         plain = type(self._reader) is PlainReader
         return hidden or not (plain or self._reader.forward(module) == module.forward)
 
-    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
+    def _bind(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | PlacedPlan | WholePass | None:
         """The plan for the input's dtype and device, kept for later passes that it serves as well.
 
-        None where all strengths are 0, to keep every bit of the output.
+        None where all strengths are 0, to keep every bit of the output. A pass begins with `given`, the
+        module's input, of which x may be a part.
         """
+        if given is not None and self.before_pass is not None:
+            acts = self._acts
+            self.before_pass(given)
+            if self._acts != acts:
+                raise LycorisError(
+                    "`before_pass` has set a plan that needs other hooks than those of this pass",
+                    key=self.name,
+                    got=f"a plan that acts {self._acts} the module",
+                    expected=f"one that acts {acts} it",
+                    hint="Set the plan before the pass",
+                )
         # With `apart` the output has another shape, whatever the strengths are.
         if not (self.apart or any(map(any, self.strengths))):
             return None
-        bound, anew = self._bound, self._whole_plan is not None or self._plan.anew
-        if anew and (whole := self._whole_pass(x)) is not None:
-            return whole
-        if bound is None or not bound.serves(x, self.dropout, anew=anew):
-            if anew:
-                self.met = None
-            met = self.meet(compute_dtype(x.dtype), x.device)
-            with outliving():
-                if self.plan.placed or self.apart:
-                    bound = PlacedPlan(self.plan, met, x, self.dropout, apart=self.apart)
-                else:
-                    bound = BoundPlan(self.plan, met, x, self.dropout)
-            self._bound = None if anew and not bound.follows else bound
+        bound = self._bound
+        if bound is not None and bound.made_for != (x.dtype, x.device, self.dropout):
+            bound = None
+        # One that follows the layers' tensors serves all passes but those that torch.compile traces.
+        if bound is None or not bound.follows or torch.compiler.is_compiling():
+            anew = self._whole_plan is not None or self._plan.anew
+            if anew and (whole := self._whole_pass(x)) is not None:
+                return whole
+            if bound is None or anew:
+                bound = self._bound_anew(x, anew)
         if isinstance(bound, PlacedPlan):
             bound.places = self.places
+        return bound
+
+    def _bound_anew(self, x: Tensor, anew: bool) -> BoundPlan | PlacedPlan:
+        """The plan for the input's dtype and device, kept unless other passes need another."""
+        if anew:
+            self.met = None
+        met = self.meet(compute_dtype(x.dtype), x.device)
+        with outliving():
+            if self.plan.placed or self.apart:
+                bound = PlacedPlan(self.plan, met, x, self.dropout, apart=self.apart)
+            else:
+                bound = BoundPlan(self.plan, met, x, self.dropout)
+        self._bound = None if anew and not bound.follows else bound
         return bound
 
     def _whole_pass(self, x: Tensor) -> WholePass | None:

@@ -59,7 +59,7 @@ class PlacedPlan:
         first."""
         self.joined = BoundPlan(plan, Met(tuple(joined), (), ()), x, dropout)
         self.made_for = (x.dtype, x.device, dropout)
-        self.bounds = bounds = [*(bound for _, bound, _ in self.parts), self.joined]
+        bounds = [*(bound for _, bound, _ in self.parts), self.joined]
         self.operates = any(bound.operates for bound in bounds)
         self.follows = all(bound.follows for bound in bounds)
         self.shares_shift = (
@@ -74,9 +74,6 @@ class PlacedPlan:
         """Whether factors can be applied to the down x of all layers."""
         low = all(isinstance(form, LowRank) for form, _, _ in met.forms)
         return low and not (met.bases or met.biases or self.apart or self.geometry.groups > 1)
-
-    def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
-        return all(bound.serves(x, dropout, anew=anew) for bound in self.bounds)
 
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """As `BoundPlan.given`."""

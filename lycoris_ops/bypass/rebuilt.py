@@ -15,7 +15,15 @@ from ..algorithms import Layer
 from ..algorithms.base import Change, check_each
 from ..errors import LycorisError, located
 from ..maths.recompute import transformed
-from ..maths.tensors import compute_dtype, divided_as, is_divided, largest_of, only_for_its_module, promoted
+from ..maths.tensors import (
+    compute_dtype,
+    divided_as,
+    is_divided,
+    is_plain,
+    largest_of,
+    only_for_its_module,
+    promoted,
+)
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 
@@ -61,6 +69,9 @@ class Rebuilt(Hiding):
     def __post_init__(self) -> None:
         self.before_pass: BeforePass | None = None
         """It may set `layer` and `strength` for the pass."""
+        # Each pass has a layer of the same form. torch.compile cannot trace `not` of a tuple.
+        self._leaves_bias = bool(self.layer.extent) and not self.layer.forms("bias")
+        """Whether the layer changes the weight alone."""
         self._seen: tuple[Layer, tuple[int, ...]] | None = None
         """The layer whose change was found to be finite, and how often each of its tensors was changed."""
         self._hidden: list[dict[str, Any]] = []
@@ -115,16 +126,16 @@ class Rebuilt(Hiding):
         return bool(self._others)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = input_of(args, kwargs)
+        given = args[0] if args else input_of(args, kwargs)
         self._hidden.append({})
         changed: dict[str, Tensor] = {}
         for each in (self, *self._others):
             each._change(given, changed)
-        own = vars(self.module)
+        own, parameters = vars(self.module), cast("Any", self.module)._parameters
         for name, value in changed.items():
-            held = own_of(self.module, name)
             self._hidden[-1][name] = own.get(name)
-            own[name] = value if held is None else divided_as(value, held)
+            plain = type(parameters.get(name)) is nn.Parameter
+            own[name] = value if plain else divided_as(value, own_of(self.module, name))
         for name in (self.weight, self.bias) if self.always else ():
             held = own_of(self.module, name)
             if not (name in changed or held is None or held.is_meta):
@@ -137,16 +148,13 @@ class Rebuilt(Hiding):
             self.before_pass(given)
         if self.strength == 0.0:
             return
-        weight, bias = self._values(self.weight), None
-        if weight.is_meta:
-            check_present(weight, given.device, self.name)
-        weight = self._for_sum(weight, given)
-        if self.strength == 1.0 and not (changed or self.follows) and self._leaves_bias():
+        weight, bias = self._values(self.weight, given), None
+        if self.strength == 1.0 and self._leaves_bias and not (changed or self.follows):
             # Less work than to compute the change and add it to the weight.
             changed[self.weight] = self._changed(weight)
             return
         if own_of(self.module, self.bias) is not None:
-            bias = self._for_sum(self._values(self.bias), given)
+            bias = self._values(self.bias, given)
         change = self.change_of(weight, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
@@ -171,10 +179,14 @@ class Rebuilt(Hiding):
         """The weight as changed at strength 1, laid out and stored as the module has it."""
         wide = weight.to(compute_dtype(weight.dtype))
         wide = wide.T if self.transposed else wide
-        with located(weight=self.name), in_own_dtypes(wide.device):
-            self.layer.check_fit(wide.shape)
-            found = self.layer.changed(wide)
-            self._check((found, wide))
+        try:
+            with in_own_dtypes(wide.device):
+                self.layer.check_fit(wide.shape)
+                found = self.layer.changed(wide)
+                if not found.requires_grad:
+                    self._check((found, wide))
+        except LycorisError as error:
+            raise error.within(weight=self.name) from None
         return (found.T if self.transposed else found).to(weight.dtype)
 
     def _check(self, *changes: tuple[Tensor | None, Tensor | None]) -> None:
@@ -195,32 +207,25 @@ class Rebuilt(Hiding):
             check_each(*changes)
         self._seen = self.layer, versions
 
-    def _leaves_bias(self) -> bool:
-        """Whether the layer changes the weight alone."""
-        # torch.compile cannot trace `not` of a tuple.
-        return len(self.layer.extent) > 0 and len(self.layer.forms("bias")) == 0
-
-    def _values(self, name: str) -> Tensor:
-        """The values of the weight or bias; where it is divided among processes, those of this one."""
+    def _values(self, name: str, x: Tensor) -> Tensor:
+        """The weight or bias in the dtype, and on the device, that the sum is to have; where it is divided
+        among processes, the part of this one."""
         value = own_of(self.module, name)
-        if type(value) is not nn.Parameter and is_divided(value):
-            return value.to_local()
-        return values_of(self.module, name, self.name)
-
-    @property
-    def _may_add_bias(self) -> bool:
-        """Whether the layer may add a bias: the module lacks one that it could have."""
-        could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
-        return could and not self.layer.table.bias_may_be_absent
-
-    def _for_sum(self, value: Tensor, x: Tensor) -> Tensor:
-        """A weight or bias in the dtype, and on the device, that the sum is to have."""
+        if value.is_meta or not is_plain(value):
+            value = value.to_local() if is_divided(value) else values_of(self.module, name, self.name)
+            check_present(value, x.device, self.name)
         if not self.follows and value.itemsize > 1:
             return value
         dtype = promoted(value.dtype, x.dtype) if x.is_floating_point() else value.dtype
         # Still one byte for an embedding, whose input is integers.
         dtype = compute_dtype(dtype) if dtype.itemsize == 1 else dtype
         return value.to(x.device if self.follows else value.device, dtype)
+
+    @property
+    def _may_add_bias(self) -> bool:
+        """Whether the layer may add a bias: the module lacks one that it could have."""
+        could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
+        return could and not self.layer.table.bias_may_be_absent
 
     def _add(self, changed: dict[str, Tensor], name: str, value: Tensor, change: Tensor | None) -> None:
         found = changed.get(name, value)

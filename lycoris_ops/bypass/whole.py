@@ -151,9 +151,7 @@ class WholePass:
             total = self.beside.beside(x, total, ALONE)
         for change in self.biases:
             total = total + self.whole.geometry.per_channel(change)
-        if self.whole.geometry.kernel:
-            total = shaped(total, y.shape)
-        return total if total.dtype == y.dtype else total.to(y.dtype)
+        return shaped(total, y.shape).to(y.dtype)
 
     def _on_outputs(self, y: Tensor) -> Tensor:
         """y with `outputs` applied to everything but the bias."""

@@ -232,7 +232,9 @@ def plus(weight: Tensor, forms: Sequence[Additive]) -> Tensor:
         return weight
     first, *rest = forms
     if not isinstance(first, LowRank):
-        return weight + shaped(add_up(forms, weight.dtype, weight.device), weight.shape)
+        total = shaped(add_up(forms, weight.dtype, weight.device), weight.shape)
+        # In place, to save a copy of the weight's size, unless the sum may be a tensor that a layer holds.
+        return weight + total if isinstance(first, Dense) else total.add_(weight)
     # One operation, which keeps no product beside the sum.
     up, down = first.up.to(weight), first.down.to(weight)
     total = torch.addmm(weight.reshape(len(weight), -1), up, down, alpha=first.scale)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .recompute import transformed
-from .tensors import norm, shaped
+from .tensors import shaped
+
+# torch has no type hints for it.
+_vector_norm = cast("Any", torch.linalg).vector_norm
 
 
 def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
@@ -22,9 +25,8 @@ def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
     """
     # `tiny` is the smallest normal number: a division by less can overflow.
     absent = length < torch.finfo(length.dtype).tiny
-    met = shaped(magnitude.to(length), length.shape)
     # Divided by infinity: then the factor and its gradients are 0.
-    return met / length.masked_fill(absent, math.inf)
+    return shaped(magnitude.to(length), length.shape) / length.masked_fill(absent, math.inf)
 
 
 def lengths(weight: Tensor, axis: int) -> Tensor:
@@ -32,7 +34,7 @@ def lengths(weight: Tensor, axis: int) -> Tensor:
 
     The norm of an output is taken over all other dimensions, the norm of an input over outputs and kernel.
     """
-    return norm(weight, 1 - axis, *range(2, weight.ndim))
+    return _vector_norm(weight, dim=(1 - axis, *range(2, weight.ndim)), keepdim=True)
 
 
 def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> Tensor:
@@ -100,7 +102,7 @@ def _parts(
 ) -> tuple[Tensor, Tensor]:
     """||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
     direction = _direction(weight, up, down, scale).view(*weight.shape[:2], -1)
-    length = norm(direction, 1 - axis, 2).flatten()
+    length = _vector_norm(direction, dim=(1 - axis, 2))
     # Without a direction the factor and its gradients are 0.
     length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
     return length, magnitude.reshape(length.shape) / length

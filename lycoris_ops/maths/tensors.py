@@ -150,7 +150,7 @@ def own_part(value: Tensor) -> Tensor:
     return cast("Any", value.detach()).to_local() if is_divided(value) else value
 
 
-def divided_as(own: Tensor, like: Tensor) -> Tensor:
+def divided_as(own: Tensor, like: Tensor | None) -> Tensor:
     """This process's part as a tensor that is divided as `like` is; the part itself where `like` is whole.
 
     Its gradient is divided in the same way. Where a process has the tensor whole, it gets the whole gradient.

@@ -149,7 +149,7 @@ class Member(nn.Module):
         """
         # `to` and others may put new tensors in the place of the old ones. `getattr` takes long.
         held, fixed = self._parameters, self._buffers
-        for name, value in self._tensors:
+        for name, value in self._tensors.items():
             met = held[name] if name in held else fixed[name] if name in fixed else getattr(self, name)
             if met is not value:
                 self._hold(self._layer)
@@ -162,14 +162,14 @@ class Member(nn.Module):
         """
         layer = self.layer
         if self._divided:
-            return layer.with_tensors({name: whole(value) for name, value in self._tensors})
+            return layer.with_tensors({name: whole(value) for name, value in self._tensors.items()})
         return layer
 
     def _hold(self, layer: Layer) -> None:
         """Keep the layer with the parameters and buffers as its tensors."""
         self._layer = layer.with_tensors({name: getattr(self, name) for name in layer.tensors()})
-        self._tensors = tuple(self._layer.tensors().items())
-        self._divided = any(is_divided(value) for _, value in self._tensors)
+        self._tensors = self._layer.tensors()
+        self._divided = any(is_divided(value) for value in self._tensors.values())
 
     @property
     def form(self) -> str:
@@ -194,7 +194,8 @@ class Member(nn.Module):
         self._bypass: Bypass | None = None
         self._rebuilt: Rebuilt | None = None
         if self.bypass_up_to > 0:
-            self._planned_at = self._versions()
+            self._planned_at: tuple[tuple[int, torch.dtype], ...] = ()
+            """The `_versions` that the bypass was planned with; () for a layer that learns."""
             self._bypass = Bypass(site.module, self._plan(layer), name=site.path)
         if site.stacked is not None and site.expert is not None:
             self._rebuilt = StackedPart(
@@ -315,8 +316,13 @@ class Member(nn.Module):
         assert hook is not None
         if self._rebuilt is None or self._bypassed(x):
             layer, used, share = self._for_pass()
-            # torch.compile cannot ask for them: a graph does as the last pass outside of it.
-            versions = self._planned_at if compiled.traced() else self._versions()
+            versions: tuple[tuple[int, torch.dtype], ...] = ()
+            for value in self._tensors.values():
+                if value.requires_grad:
+                    break
+            else:
+                # torch.compile cannot ask for them: a graph does as the last pass outside of it.
+                versions = self._planned_at if compiled.traced() else self._versions()
             if layer is not self._planned or versions != self._planned_at:
                 # Without gradients the bypass keeps what it computes from the tensors.
                 hook.plan, self._planned_at = self._plan(layer, share), versions
@@ -329,8 +335,9 @@ class Member(nn.Module):
         layer, settings = self.layer, self.settings
         if self._divided:
             layer = self.whole()
-        weight, share = own_of(self.site.module, self.site.weight), None
-        if type(weight) is not nn.Parameter and is_divided(weight):
+        site, share = self.site, None
+        plain = type(cast("Any", site.module)._parameters.get(site.weight)) is nn.Parameter
+        if not plain and is_divided(weight := own_of(site.module, site.weight)):
             share = WeightShare.of(weight)
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
@@ -345,14 +352,10 @@ class Member(nn.Module):
         return layer, strength, share
 
     def _versions(self) -> tuple[tuple[int, torch.dtype], ...]:
-        """How often each tensor was changed in place, and its dtype; () for a layer that learns."""
-        for _, value in self._tensors:
-            if value.requires_grad:
-                return ()
+        """How often each tensor was changed in place, and its dtype."""
+        held = self._tensors.values()
         # torch does not count the changes of a tensor of the inference mode.
-        return tuple(
-            (0 if value.is_inference() else value._version, value.dtype) for _, value in self._tensors
-        )
+        return tuple((0 if value.is_inference() else value._version, value.dtype) for value in held)
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:
         """Set the hook of a tied module for one pass."""

@@ -61,7 +61,8 @@ class Strengths:
         """The strength of a pass. Raises TrainError in one that runs again more than KEPT changes later."""
         if compiled.traced():
             return self._now
-        again = _recomputed()
+        # Without a call, which takes long beside a small layer.
+        again = None if _own._current_graph_task_id() == -1 else _recomputed()
         if again is None:
             if threading.get_ident() != self._thread:
                 self._begin()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -62,6 +65,32 @@ def test_a_step_launches_no_more_than_with_peft(
     network.apply_to()
     assert counted(once) - 1 <= forward
     assert counted(lambda: base(x).backward(gradient)) - 2 <= step
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({}, 15), ({"dora": "output"}, 25)],
+    ids=["lora", "dora"],
+)
+def test_a_pass_makes_few_calls(options: dict[str, Any], most: int) -> None:
+    """Of the library's own functions: on a small layer they take longer than the products."""
+    base = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
+    lyc.create_lycoris(base, **{"algorithm": "lora", "rank": 8, **options}, seed=0).apply_to()
+    x, own, calls = torch.randn(64, 64, requires_grad=True), str(Path(lyc.__file__).parent), list[str]()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(own):
+            calls.append(frame.f_code.co_name)
+
+    for _ in range(2):
+        base(x)
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        base(x)
+    finally:
+        sys.setprofile(before)
+    assert 0 < len(calls) <= most, calls
 
 
 def leaf(*shape: int) -> Tensor:

@@ -62,17 +62,20 @@ class Prepared(Generic[T]):
         # Kept only where needed: tensors that `make` moved to a device would be in memory twice.
         self._items = items if learns else ()
         self._made = None if learns else make(items)
-        self._kinds: list[tuple[torch.dtype, torch.device]] | None = None
+        self._kinds: Sequence[tuple[torch.dtype, torch.device]] = ()
         """The dtypes and devices of `reads` at the last call. `_made` is None if it cannot be kept."""
 
     def __call__(self) -> T:
         if self.reads is None:
             assert self._made is not None
             return self._made
-        kinds = [(one.dtype, one.device) for one in self.reads]
-        if kinds == self._kinds:
+        for one, kind in zip(self.reads, self._kinds, strict=False):
+            if (one.dtype, one.device) != kind:
+                self._kinds = ()
+                break
+        if self._kinds:
             return self._make(self._items) if self._made is None else self._made
-        made, self._kinds = self._make(self._items), kinds
+        made, self._kinds = self._make(self._items), [(one.dtype, one.device) for one in self.reads]
         found = tensors_of(made)
         own = bool(found) and all(any(one is other for other in self.reads) for one in found)
         self._made = made if own else None
@@ -101,7 +104,11 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 
     Autocast would narrow some results, and these cannot be added in place to wider tensors.
     """
-    return nullcontext() if narrowing(device) is None else torch.autocast(device.type, enabled=False)
+    kind = device.type
+    # Without `narrowing`, because each call takes long beside a small layer.
+    if kind in ("cpu", "cuda") and not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return nullcontext() if narrowing(device) is None else torch.autocast(kind, enabled=False)
 
 
 def narrowing(device: torch.device) -> torch.dtype | None:
@@ -134,7 +141,7 @@ def plus_product(y: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> 
     It is written into y unless gradients are recorded: y is usually a view, and for each write into a view
     the backward pass copies the whole gradient, fills another one with zeros and adds the two.
     """
-    anew = recorded(y, left, right)
+    anew = left.requires_grad or recorded(y, left, right)
     if y.ndim == 3:
         run = torch.baddbmm if anew else Tensor.baddbmm_
     else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import mul
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...changes.forms import LowRank
 from ...maths.tensors import compute_dtype
@@ -30,9 +32,10 @@ class LowRankForward:
         self.geometry = geometry
         self.pair = Prepared(items, partial(_pair, geometry, dtype, device))
         self.reads = self.pair.reads
-        self.scales = [
-            (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
-        ]
+        self._product = geometry.product if geometry.kernel else functional.linear
+        self._scales = [form.scale for form in forms]
+        self._slots = [item.slot for item in items]
+        self._ranks = [len(form.down) for form in forms]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
@@ -41,15 +44,19 @@ class LowRankForward:
         With groups all slots have one factor.
         """
         down, up = self.pair()
-        hidden = self.geometry.product(x, down)
-        scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
+        hidden = self._product(x, down)
+        # `map` runs no Python code for each slot, as a comprehension would.
+        scales = list(map(mul, self._scales, map(strengths.__getitem__, self._slots)))
         if factors is not None:
             return self._placed(y, hidden, up, scales, self._runs(factors))
         # A scale that all layers share is the product's `alpha`, where it costs nothing. No set of them is
         # made: a graph of torch.compile would then depend on their values.
-        if scales.count(scales[0]) == len(scales):
-            return self._raised(y, hidden, up, scales[0])
-        return self._raised(y, self._scaled(hidden, scales, up), up, 1.0)
+        alpha = scales[0]
+        if scales.count(alpha) != len(scales):
+            hidden, alpha = self._scaled(hidden, scales, up), 1.0
+        if self.geometry.kernel:
+            return self._raised(y, hidden, up, alpha)
+        return plus_product(y, hidden, up.T, alpha)
 
     def _placed(self, y: Tensor, hidden: Tensor, up: Tensor, scales: Sequence[float], runs: Runs) -> Tensor:
         """y plus the changes with the factors of their runs, from hidden = down x."""
@@ -78,7 +85,7 @@ class LowRankForward:
 
     def _runs(self, factors: Factors) -> Runs:
         runs: list[tuple[list[int], Tensor | None]] = []
-        for number, (_, slot, _) in enumerate(self.scales):
+        for number, slot in enumerate(self._slots):
             factor = factors(slot)
             if runs and runs[-1][1] is factor:
                 runs[-1][0].append(number)
@@ -90,7 +97,7 @@ class LowRankForward:
         """The channels of down, which are second in `values`, of each run."""
         if len(runs) == 1:
             return [values]
-        return torch.split(values, [sum(self.scales[number][2] for number in run) for run, _ in runs], 1)
+        return torch.split(values, [sum(self._ranks[number] for number in run) for run, _ in runs], 1)
 
     def _raised(self, y: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
         """y + alpha * up @ hidden."""
@@ -106,7 +113,7 @@ class LowRankForward:
         """A factor for each row of down, kept until the strengths change."""
         key = tuple(scales)
         if self._held is None or self._held[0] != key:
-            ranks = [rank for _, _, rank in self.scales] * self.geometry.groups
+            ranks = self._ranks * self.geometry.groups
             values = [
                 value
                 for value, rank in zip(key * self.geometry.groups, ranks, strict=True)
