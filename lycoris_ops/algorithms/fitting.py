@@ -224,19 +224,19 @@ class Delta:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Fit:
-    """The layers of one kind that are nearest to a change, one for each size."""
+class Offer:
+    """The layers of one kind that are nearest to a change, one for each size: what each costs and keeps."""
 
     algorithm: str
     ranks: tuple[int | None, ...]
     """None stands for a layer without a rank."""
     kept: tuple[float, ...]
-    """The energy that each keeps, as defined above."""
+    """The energy that each keeps, as defined above: of a gradient, the gain of a layer (`ranks.offers`)."""
     parameters: tuple[int, ...]
-    make: Callable[[int], Layer]
-    """Makes the layer for an index in `ranks`, with float32 factors and the scale of the `Delta`.
-
-    It must not refer to the `Delta`, because that would keep the whole change in memory."""
+    make: Callable[[int], Layer] | None = None
+    """Makes the layer for an index in `ranks`, with float32 factors and the scale of the `Delta`. It must not
+    refer to the `Delta`, because that would keep the whole change in memory. None where nothing is kept of
+    the change: then it must be fitted again."""
     tensors: int = 1
     """How many tensors each has in a file, including alpha."""
     held: int = 0
@@ -248,11 +248,14 @@ class Fit:
     sums: Tensor | None = None
     """With D a gradient: for each of `ranks`, what it adds to the sum of the absolute gradients of the
     factors that are zero at `start`. None for kinds without a start."""
+    first_steps: tuple[float, ...] = ()
+    """With D a gradient, the running sums of `sums`: the fall of the loss in Adam's first step, divided by
+    the learning rate. Only offers of a probe have them."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 
     @classmethod
-    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
+    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Offer:
         """A layer that holds the change itself; `make` gets its values."""
         energy, values = delta.energy, delta.values
         return cls(
@@ -264,6 +267,11 @@ class Fit:
             make=lambda index: make(values.clone()),
             held=4 * math.prod(delta.shape),
         )
+
+    def layer(self, index: int) -> Layer:
+        """The layer for an index in `ranks`."""
+        assert self.make is not None
+        return self.make(index)
 
 
 def running(values: Tensor) -> tuple[float, ...]:
@@ -280,5 +288,5 @@ class Fitted(Layer):
 
     @classmethod
     @abstractmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> tuple[Offer, ...]:
         """The layers of this kind nearest to a change, one for each size; () if none suits."""

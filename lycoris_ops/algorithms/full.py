@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.shapes import Shape
 from .axes import BIASES, DIFF_B, SET_BIAS, Table
 from .base import IGNORED
-from .fitting import Delta, Fit, Fitted
+from .fitting import Delta, Fitted, Offer
 from .training import Trained
 
 DIFF, SET = "diff", "set_weight"
@@ -61,9 +61,9 @@ class Full(Trained, Fitted):
         return cls(diff=torch.zeros(shape))
 
     @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> tuple[Offer, ...]:
         """diff: the change itself, at the size of the weight."""
-        return (Fit.whole(cls.algorithm, delta, lambda values: cls(diff=values)),)
+        return (Offer.whole(cls.algorithm, delta, lambda values: cls(diff=values)),)
 
     def check_values(self) -> None:
         if self.set_rows_at is None:

@@ -18,7 +18,7 @@ from .axes import Table
 from .base import IGNORED, Layer, cut, kaiming
 from .checks import scale
 from .factored import BESIDE, Factored, pair_of
-from .fitting import Delta, Fit, running
+from .fitting import Delta, Offer, running
 from .planning import Planned, first
 
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
@@ -143,7 +143,7 @@ class Lokr(Factored, Planned):
         )
 
     @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> tuple[Offer, ...]:
         """The nearest Kronecker product for each factor in FACTORS, with a full w2 and with low-rank ones.
 
         w1 is the leading left singular vector of the rearranged change R(D) and w2 is R(D)^T w1, which keeps
@@ -186,7 +186,7 @@ class Lokr(Factored, Planned):
         triples: Triples,
         most: int,
         factor: int | None,
-    ) -> tuple[Fit, ...]:
+    ) -> tuple[Offer, ...]:
         w1, inner = outer
         flat, kept = inner.flatten(1), float(energy)
         # Copies: these are slices, which would keep all of the vectors in memory.
@@ -197,7 +197,7 @@ class Lokr(Factored, Planned):
         def full(index: int) -> Lokr:
             return cls(lokr_w1=w1 * root, lokr_w2=inner / root, alpha=1.0)
 
-        whole = Fit(
+        whole = Offer(
             algorithm=cls.algorithm,
             ranks=(None,),
             kept=(kept,),
@@ -220,7 +220,7 @@ class Lokr(Factored, Planned):
             a, b = balanced(left[:, :rank], values[:rank] / (root * scale), right[:rank])
             return cls(lokr_w1=w1 * root, lokr_w2_a=a, lokr_w2_b=b, alpha=scale * rank)
 
-        return whole, Fit(
+        return whole, Offer(
             algorithm=cls.algorithm,
             ranks=ranks,
             kept=running(values.square()),

@@ -19,7 +19,7 @@ from .axes import Table
 from .base import column, kaiming
 from .checks import dimensions, scale
 from .factored import BESIDE, Factored
-from .fitting import Delta, Fit
+from .fitting import Delta, Offer
 from .planning import Planned, first
 
 UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
@@ -168,7 +168,7 @@ class Lora(Factored, Planned):
         return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
 
     @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> tuple[Offer, ...]:
         """The leading singular triples, sqrt(S) in each factor; with `delta.tucker`, factors with a core.
 
         Without a core, no layer of the same rank is nearer (Eckart and Young, "The Approximation of One
@@ -196,7 +196,7 @@ class Lora(Factored, Planned):
 
         ranks = tuple(range(1, len(values) + 1))
         return (
-            Fit(
+            Offer(
                 algorithm=cls.algorithm,
                 ranks=ranks,
                 kept=delta.kept,
@@ -212,7 +212,7 @@ class Lora(Factored, Planned):
         )
 
     @classmethod
-    def _fit_tucker(cls, delta: Delta) -> tuple[Fit, ...]:
+    def _fit_tucker(cls, delta: Delta) -> tuple[Offer, ...]:
         left, core, right = (one.clone() for one in tucker(*delta.triples, delta.shape))
         outputs, inputs, *kernel = delta.shape
         scale = delta.scale
@@ -232,7 +232,7 @@ class Lora(Factored, Planned):
             )
 
         return (
-            Fit(
+            Offer(
                 algorithm=cls.algorithm,
                 ranks=ranks,
                 kept=tuple(map(float, kept)),

@@ -12,7 +12,7 @@ from ..changes.forms import Dense
 from ..maths.shapes import Shape
 from .axes import Table
 from .base import column
-from .fitting import Delta, Fit, Fitted
+from .fitting import Delta, Fitted, Offer
 from .training import Trained
 
 WEIGHT, BIAS = "w_norm", "b_norm"
@@ -43,11 +43,11 @@ class Norm(Trained, Fitted):
         return cls(w_norm=torch.zeros(shape[:1]))
 
     @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> tuple[Offer, ...]:
         """w_norm (C,): the change of a norm's weight itself."""
         if len(delta.shape) != 1:
             return ()
-        return (Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)
+        return (Offer.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)

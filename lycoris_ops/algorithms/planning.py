@@ -22,7 +22,7 @@ class Planned(Fitted, Trained):
     """A kind that plans can choose.
 
     The most that a layer can gain is the part of the gradient that its best fit keeps; see `ranks.offers`.
-    `Fit.start` holds the nonzero factors of the start with the most gain.
+    `Offer.start` holds the nonzero factors of the start with the most gain.
     """
 
     @classmethod

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..algorithms import Layer
-from ..algorithms.fitting import Fit
+from ..algorithms.fitting import Offer
 from ..errors import PlanError
 from ..ranks.allocate import NOTHING, Candidate, above, allocate, until, within
 from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
@@ -17,21 +16,6 @@ NEAR = 0.99
 """Kinds count as equally good if they keep this share of what the best one keeps. The smallest is taken."""
 EXACT = 1e-6
 """Shares of the energy count as equal if they differ by less."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The layer of a candidate: one of the fits of a kind, or the source's own layer."""
-
-    kind: str
-    fit: int
-    """Which of the kind's fits it is; -1 for the source's own layer."""
-    index: int
-    """Which of the sizes of that fit it is."""
-    kept: float
-    """The energy that it keeps."""
-    parameters: int
-    rank: int | None
 
 
 @dataclass
@@ -52,11 +36,11 @@ class Measured:
     largest: int = 0
     """The highest rank that was looked at."""
     bias: Tensor | None = None
-    fits: dict[str, tuple[Fit, ...]] = field(default_factory=dict[str, "tuple[Fit, ...]"])
-    """The fits themselves by kind, where they are small enough to be kept."""
-    own: Layer | None = None
-    """The source's own layer, if each source is read only once. Otherwise it is read again, because it may be
-    as large as the weight."""
+    offers: Sequence[Offer] = ()
+    """The offers of all kinds. They make layers where they are small enough to be kept."""
+    own: Offer | None = None
+    """The source's own layer. It makes the layer if each source is read only once. Otherwise the layer is
+    read again, because it may be as large as the weight."""
 
 
 def in_bytes(size: Size) -> bool:
@@ -64,28 +48,32 @@ def in_bytes(size: Size) -> bool:
     return isinstance(size, Budget) and size.size is not None
 
 
-def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | None:
+def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate:
     """The source's own layer if its rank is at most this one, else the candidate that keeps most up to it.
 
     Where all ranks are higher, the candidate that keeps most. With `any_kind`, the smallest of those that
-    keep most and are no larger than a LoRA of this rank. None where there is no candidate.
+    keep most and are no larger than a LoRA of this rank. NOTHING where there is no candidate.
     """
     found = measured.candidates
     if not found:
-        return None
+        return NOTHING
     if any_kind:
-        loras = [one for one in found if one.meant.kind == "lora" and (one.meant.rank or rank + 1) <= rank]
+        loras = [
+            one
+            for one in found
+            if one.offer is not None and one.offer.algorithm == "lora" and (one.rank or rank + 1) <= rank
+        ]
         most = max((one.cost for one in loras), default=0)
         found = [one for one in found if one.cost <= most] or found
         best = max(one.gain for one in found) * (1 - EXACT)
         return min((one for one in found if one.gain >= best), key=lambda one: one.cost)
-    ranked = [one for one in found if one.meant.rank is not None and one.meant.rank <= rank]
-    own = next((one for one in ranked if one.meant.fit < 0), None)
+    ranked = [one for one in found if one.rank is not None and one.rank <= rank]
+    own = next((one for one in ranked if one.offer is measured.own), None)
     if own is not None or not ranked:
         return own or max(found, key=lambda one: (one.gain, -one.cost))
     # A LoKr with a full w2 competes too, where it is no larger than the largest layer of this rank.
     most = max(one.cost for one in ranked)
-    ranked += [one for one in found if one.meant.rank is None and one.cost <= most]
+    ranked += [one for one in found if one.rank is None and one.cost <= most]
     return max(ranked, key=lambda one: (one.gain, -one.cost))
 
 
@@ -138,7 +126,7 @@ def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: in
 def _largest(measured: Measured) -> int:
     """The cost of the largest candidate. Candidates without a rank do not count while higher ranks would keep
     more."""
-    found = [one for one in measured.candidates if measured.complete or one.meant.rank is not None]
+    found = [one for one in measured.candidates if measured.complete or one.rank is not None]
     return max((one.cost for one in found), default=0)
 
 
@@ -157,7 +145,7 @@ def _within(
     offered: Mapping[str, Sequence[Candidate]], size: Budget | Ratio, full: int, beside: int
 ) -> dict[str, Candidate]:
     most, unit = _room(size, full), "bytes" if in_bytes(size) else "parameters"
-    smallest = beside + min(one.cost for each in offered.values() for one in each if one.meant is not None)
+    smallest = beside + min(one.cost for each in offered.values() for one in each if one is not NOTHING)
     if most < smallest:
         raise PlanError(
             "the budget is below the smallest adapter",
@@ -170,6 +158,6 @@ def _within(
 
 def _all_of_it(candidates: Sequence[Candidate]) -> Candidate:
     """Compare the largest layer of each kind, and take the smallest that keeps about as much as the best."""
-    largest = {(one.meant.kind, one.meant.fit): one for one in candidates}.values()
+    largest = {id(one.offer): one for one in candidates}.values()
     best = max(one.gain for one in largest)
     return min((one for one in largest if one.gain >= NEAR * best), key=lambda one: one.cost)

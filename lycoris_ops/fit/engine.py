@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..algorithms import Layer, declaring
 from ..algorithms.base import overflow
-from ..algorithms.fitting import Delta, Fit, Fitted
+from ..algorithms.fitting import Delta, Fitted, Offer
 from ..algorithms.full import Full
 from ..changes.forms import Additive, reaches
 from ..errors import LayerError, PlanError, located, number_of
@@ -21,10 +21,10 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, fetched, largest
-from ..ranks.allocate import Candidate
+from ..ranks.allocate import NOTHING, Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
-from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
+from .choice import Measured, by_rank, by_size, in_bytes, is_short
 from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
@@ -161,7 +161,7 @@ class _Engine:
             self._look_further(measured)
             chosen = by_size(measured, self.settings.size, self._full(), self._beside(measured))
             for source in self.sources:
-                self._make(source, measured.pop(source.name), chosen.get(source.name))
+                self._make(source, measured.pop(source.name), chosen.get(source.name, NOTHING))
         if not self.layers:
             raise PlanError(
                 "nothing is left of the changes",
@@ -181,7 +181,7 @@ class _Engine:
     def _measure_all(self, sources: Sequence[Source], measured: dict[str, Measured]) -> None:
         for source in sources:
             if source.name in measured:
-                self.held -= _held(measured[source.name].fits)
+                self.held -= _held(measured[source.name].offers)
             measured[source.name] = self._measure(source)
             self.steps.step()
 
@@ -210,33 +210,35 @@ class _Engine:
             delta = self._delta(source, change, self.largest)
             if not math.isfinite(delta.energy):
                 raise _not_finite()
-            kinds = kinds_of(source, self.settings)
-            fits: dict[str, tuple[Fit, ...]] = {}
+            offers: list[Offer] = []
+            kinds: Sequence[str] = ()
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
+                kinds = kinds_of(source, self.settings)
                 for kind in kinds:
                     self.steps.pause()
-                    fits[kind] = KINDS[kind].fit(delta)
-                if not any(fits.values()):
+                    offers += KINDS[kind].fit(delta)
+                if not offers:
                     # The kind has no layer for this weight.
-                    fits = {"full": Full.fit(delta)}
-            complete = all(fit.complete for each in fits.values() for fit in each)
+                    kinds, offers = ("full",), [*Full.fit(delta)]
+            if self.settings.rank is None and self.held + _held(offers) > HELD:
+                offers = [replace(offer, make=None, held=0, start={}, sums=None) for offer in offers]
+            self.held += _held(offers)
+            complete = all(offer.complete for offer in offers)
+            own = None if change.own is None else self._own(change.own, delta)
             # Vectors and bare parameters are small, and become full differences in any case.
             exact = len(source.shape) < 2 or source.whole
-            found = Measured(
+            return Measured(
                 energy=delta.energy,
                 signal=delta.signal,
                 noise=delta.variance * math.prod(source.shape),
                 complete=complete,
-                candidates=self._candidates(source, change, delta, fits) if delta.energy > 0 else [],
+                candidates=self._candidates(source, change, delta, kinds, offers, own),
                 sure=exact or (change.noise != 0.0 and complete),
                 largest=delta.largest,
                 bias=change.bias,
-                own=change.own if self.settings.rank is not None else None,
+                offers=offers,
+                own=own,
             )
-        if self.settings.rank is not None or self.held + _held(fits) <= HELD:
-            found.fits = fits
-            self.held += _held(fits)
-        return found
 
     def _delta(self, source: Source, change: Goal, largest: int) -> Delta:
         # Full differences hold the noise too, and need no spectrum.
@@ -257,38 +259,54 @@ class _Engine:
         )
 
     def _candidates(
-        self, source: Source, change: Goal, delta: Delta, fits: Mapping[str, Sequence[Fit]]
+        self,
+        source: Source,
+        change: Goal,
+        delta: Delta,
+        kinds: Sequence[str],
+        offers: Iterable[Offer],
+        own: Offer | None,
     ) -> list[Candidate]:
         """Every layer that the change may become. Its gain is the energy kept, without the noise."""
-        found: list[Candidate] = []
-        stays = None if change.own is None else self._staying(source, change.own, delta)
-        if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):
-            found.append(stays)
-        for kind, each in fits.items():
-            for place, fit in enumerate(each):
-                for index, (rank, kept, count) in enumerate(
-                    zip(fit.ranks, fit.kept, fit.parameters, strict=True)
-                ):
-                    gain = max(0.0, kept - delta.variance * count)
-                    choice = Choice(kind, place, index, kept, count, rank)
-                    found.append(Candidate(self._cost(source, count, fit.tensors), gain, choice))
-        if stays is not None and change.own is not None and self.settings.never_larger:
+        if not delta.energy > 0:
+            return []
+        found = [
+            self._candidate(source, offer, index, delta.variance)
+            for offer in offers
+            for index in range(len(offer.ranks))
+        ]
+        if own is None or change.own is None:
+            return found
+        stays = self._candidate(source, own, 0, 0.0)
+        if self._may_stay(change, change.own, kinds):
+            found.insert(0, stays)
+        if self.settings.never_larger:
             # Keep the source's own layer if no candidate is as small, even if its kind was not asked for.
             # Bytes count: a layer in 8 bits has fewer of them than a new one with as many parameters.
             width = self._dtype(source).itemsize
-            most = stays.meant.parameters * width
+            most = own.parameters[0] * width
             if self.settings.dtype is None:
                 most = sum(tensor.nbytes for tensor in _factors_of(change.own))
-            found = [one for one in found if one is stays or one.meant.parameters * width <= most] or [stays]
+            found = [one for one in found if one is stays or one.parameters * width <= most] or [stays]
         return found
 
-    def _staying(self, source: Source, own: Layer, delta: Delta) -> Candidate:
-        """The source's own layer, which keeps everything."""
-        count = sum(tensor.numel() for tensor in _factors_of(own))
-        choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
-        return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
+    def _candidate(self, source: Source, offer: Offer, index: int, variance: float) -> Candidate:
+        count = offer.parameters[index]
+        gain = max(0.0, offer.kept[index] - variance * count)
+        return Candidate(self._cost(source, count, offer.tensors), gain, offer, index)
 
-    def _may_stay(self, change: Goal, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
+    def _own(self, own: Layer, delta: Delta) -> Offer:
+        """The source's own layer, which keeps everything."""
+        return Offer(
+            algorithm=own.algorithm,
+            ranks=(own.rank,),
+            kept=(delta.energy,),
+            parameters=(sum(tensor.numel() for tensor in _factors_of(own)),),
+            make=None if self.settings.rank is None else lambda _: own,
+            tensors=len(own.dump()),
+        )
+
+    def _may_stay(self, change: Goal, own: Layer, kinds: Sequence[str]) -> bool:
         """Whether the settings allow the source's own layer."""
         plain = own.table.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.table.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
@@ -298,7 +316,7 @@ class _Engine:
             return False
         if self.settings.never_larger:
             return True
-        return not change.bound and (own.algorithm in fits or self.settings.algorithm == SAME)
+        return not change.bound and (own.algorithm in kinds or self.settings.algorithm == SAME)
 
     def _cost(self, source: Source, parameters: int, tensors: int) -> int:
         """The cost of a layer: parameters, or bytes including those of its entries in the header."""
@@ -336,13 +354,12 @@ class _Engine:
         measured = self._measure(source)
         self._make(source, measured, by_rank(measured, rank, any_kind=self.settings.algorithm == ANY))
 
-    def _make(self, source: Source, measured: Measured, chosen: Candidate | None) -> None:
+    def _make(self, source: Source, measured: Measured, chosen: Candidate) -> None:
         """Take the chosen layer into the result, or say why there is none."""
-        choice: Choice | None = None if chosen is None else chosen.meant
-        if choice is not None or measured.bias is not None:
+        if chosen.offer is not None or measured.bias is not None:
             with located(key=source.name):
-                layer = Full() if choice is None else self._layer(source, measured, choice)
-                self._take(source, measured, choice, layer)
+                layer = self._layer(source, measured, chosen)
+                self._take(source, measured, chosen, layer)
         elif not source.shape or measured.energy == 0.0:
             self.left_out[source.name] = UNCHANGED
         elif not measured.candidates:
@@ -352,20 +369,23 @@ class _Engine:
             self.lost += measured.energy
         self.steps.step()
 
-    def _layer(self, source: Source, measured: Measured, choice: Choice) -> Layer:
-        """The chosen layer, on the CPU."""
-        if choice.fit < 0:
-            own = measured.own or source.read(self.steps.pause).own
-            assert own is not None
-            return on_cpu(own)
-        fits = measured.fits.get(choice.kind)
-        if fits is None:
+    def _layer(self, source: Source, measured: Measured, chosen: Candidate) -> Layer:
+        """The chosen layer, on the CPU; an empty one where only the bias changes."""
+        offer = chosen.offer
+        if offer is None:
+            return Full()
+        if offer.make is None:
             change = source.read(self.steps.pause)
-            fits = KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
-        return on_cpu(fits[choice.fit].make(choice.index))
+            if offer is measured.own:
+                assert change.own is not None
+                return on_cpu(change.own)
+            kind = KINDS[offer.algorithm]
+            place = [one for one in measured.offers if one.algorithm == offer.algorithm].index(offer)
+            offer = kind.fit(self._delta(source, change, measured.largest))[place]
+        return on_cpu(offer.layer(chosen.size))
 
-    def _take(self, source: Source, measured: Measured, choice: Choice | None, layer: Layer) -> None:
-        own = choice is not None and choice.fit < 0
+    def _take(self, source: Source, measured: Measured, chosen: Candidate, layer: Layer) -> None:
+        own = chosen.offer is not None and chosen.offer is measured.own
         if not own:
             if measured.bias is not None:
                 layer = layer.with_bias_change(measured.bias)
@@ -377,24 +397,14 @@ class _Engine:
         if own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
             self.stayed.append(source.before)
         count = 0 if measured.bias is None else measured.bias.numel()
-        if choice is None:
-            self.lost += measured.energy
-            row = FitRow(source.name, source.before, layer.algorithm, None, count, 0.0, 0.0)
-        else:
-            lost = 0.0 if own else measured.energy - choice.kept
-            # A smaller loss is only the rounding of the two numbers.
-            lost = lost if lost > SHARE_ROUNDING * measured.energy else 0.0
-            row = FitRow(
-                source.name,
-                source.before,
-                choice.kind,
-                choice.rank,
-                choice.parameters + count,
-                measured.energy,
-                lost,
-                measured.noise,
-            )
-        self.rows.append(row)
+        energy = 0.0 if chosen.offer is None else measured.energy
+        self.lost += measured.energy - energy
+        lost = 0.0 if own else energy - chosen.kept
+        # A smaller loss is only the rounding of the two numbers.
+        lost = lost if lost > SHARE_ROUNDING * energy else 0.0
+        noise = 0.0 if chosen.offer is None else measured.noise
+        kind, count = layer.algorithm, count + chosen.parameters
+        self.rows.append(FitRow(source.name, source.before, kind, chosen.rank, count, energy, lost, noise))
 
     def _notes(self) -> Iterable[str]:
         if self.stayed:
@@ -424,9 +434,9 @@ def _factors_of(layer: Layer) -> list[Tensor]:
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
 
 
-def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
-    """Bytes of the tensors that fits hold."""
-    return sum(fit.held for each in fits.values() for fit in each)
+def _held(offers: Iterable[Offer]) -> int:
+    """Bytes of the tensors that offers hold."""
+    return sum(offer.held for offer in offers)
 
 
 def check_finite(change: Goal) -> None:

@@ -382,8 +382,8 @@ def _nearest(
         pause()
         return Full(diff=add_up(forms, torch.float32, device).reshape(shape))
     low = forms if len(forms) == 1 and isinstance(forms[0], Spanned) else [LowRank(*factors, 1.0)]
-    fits = Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
-    return fits[0].make(len(fits[0].ranks) - 1) if fits else None
+    offers = Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
+    return offers[0].layer(len(offers[0].ranks) - 1) if offers else None
 
 
 def _before(place: ChangedPlace) -> str:

@@ -11,15 +11,31 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ..algorithms.fitting import Offer
 
 
 class Candidate(NamedTuple):
-    """One choice for a layer: parameters, gain, and the caller's own data."""
+    """One choice for a layer: its cost, its gain, and which size of an offer it is."""
 
     cost: int
     gain: float
-    meant: Any = None
+    offer: Offer | None = None
+    size: int = 0
+    """The index of the size in `Offer.ranks`."""
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.offer is None else self.offer.ranks[self.size]
+
+    @property
+    def parameters(self) -> int:
+        return 0 if self.offer is None else self.offer.parameters[self.size]
+
+    @property
+    def kept(self) -> float:
+        return 0.0 if self.offer is None else self.offer.kept[self.size]
 
 
 NOTHING = Candidate(0, 0.0)

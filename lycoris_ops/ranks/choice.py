@@ -10,7 +10,6 @@ import torch
 
 from ..errors import PlanError
 from .allocate import NOTHING, Candidate, above, allocate, until, within
-from .offers import Offer
 from .plan import Plan, PlanRow
 from .probe import Probe, Probed, chosen_algorithms
 from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
@@ -100,12 +99,7 @@ def plan_ranks(
 
 
 def _planned(probe: Probe, chosen: Mapping[str, Candidate], scale: float, dtype: torch.dtype) -> Plan:
-    rows = [
-        _row(path, probe, offer, index, scale)
-        for path, candidate in chosen.items()
-        if candidate.meant is not None
-        for offer, index in (candidate.meant,)
-    ]
+    rows = [_row(path, probe, one, scale) for path, one in chosen.items() if one.offer is not None]
     taken = {row.path for row in rows}
     return Plan(
         rows=tuple(rows),
@@ -134,10 +128,10 @@ def _candidates(
         least, most = bounds
         ranked = [rank for rank in offer.ranks if rank is not None]
         least = min(least, max(ranked)) if ranked else least
-        worths = offer.gains if of_energy else offer.first_steps
+        worths = offer.kept if of_energy else offer.first_steps
         for index, (rank, worth) in enumerate(zip(offer.ranks, worths, strict=True)):
             if rank is None or least <= rank <= (most or rank) or rank == least:
-                yield Candidate(offer.parameters[index], worth, (offer, index))
+                yield Candidate(offer.parameters[index], worth, offer, index)
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
@@ -145,7 +139,7 @@ def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]
     largest with one."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
-        most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)
+        most = max((one.cost for one in each if one.rank is not None), default=math.inf)
         fitting = [one for one in each if one.cost <= most]
         chosen[path] = max(fitting, key=lambda one: (one.gain, -one.cost))
     return chosen
@@ -211,16 +205,17 @@ def _worthy(probe: Probe, path: str, candidates: Sequence[Candidate]) -> list[Ca
     return [one for one in candidates if one.cost <= most]
 
 
-def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> PlanRow:
-    rank = offer.ranks[index]
+def _row(path: str, probe: Probe, chosen: Candidate, scale: float) -> PlanRow:
+    offer = chosen.offer
+    assert offer is not None
     return PlanRow(
         path=path,
         algorithm=offer.algorithm,
         shape=probe.layers[path].shape,
-        rank=rank,
-        alpha=scale * (rank or 1),
-        parameters=offer.parameters[index],
-        gain=offer.gains[index] / probe.energy,
+        rank=chosen.rank,
+        alpha=scale * (chosen.rank or 1),
+        parameters=chosen.parameters,
+        gain=chosen.kept / probe.energy,
         factor=offer.factor,
     )
 

@@ -33,13 +33,11 @@ can be compared, because all kinds train at one learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 
-from torch import Tensor
-
-from ..algorithms.fitting import Delta, Fit, Fitted, running
+from ..algorithms.fitting import Delta, Fitted, Offer, running
 from ..maths.tensors import fetched
 
 
@@ -55,44 +53,21 @@ class Gradient(Delta):
         return len(values) if len(values) and float(values[0]) else 0
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Offer:
-    """The layers of one kind that a weight may get: for each rank the gain and the number of parameters.
-
-    A rank of None stands for a LoKr with a full second factor, which has no rank.
-    """
-
-    algorithm: str
-    ranks: tuple[int | None, ...]
-    gains: tuple[float, ...]
-    parameters: tuple[int, ...]
-    first_steps: tuple[float, ...]
-    """The fall of the loss in Adam's first step, divided by the learning rate."""
-    factor: int | None = None
-    """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
-    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """The factors that are not zero at the start, for the highest rank, as `Planned.started` takes them."""
-
-
 def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:
     """What layers of these kinds can gain from a gradient, on the CPU; () where none suits the weight."""
-    fits: list[Fit] = []
-    for kind in kinds:
-        fits += kind.fit(gradient)
-    starts = {id(one): one for fit in fits for one in fit.start.values()}
-    found = fetched(*(fit.sums for fit in fits if fit.sums is not None), *starts.values())
+    offers = [offer for kind in kinds for offer in kind.fit(gradient)]
+    starts = {id(one): one for offer in offers for one in offer.start.values()}
+    here = fetched(*(offer.sums for offer in offers if offer.sums is not None), *starts.values())
     # Several offers may share a start.
-    own = {key: one.contiguous() for key, one in zip(starts, found[len(found) - len(starts) :], strict=True)}
-    sums = iter(found)
+    own = {key: one.contiguous() for key, one in zip(starts, here[len(here) - len(starts) :], strict=True)}
+    sums = iter(here)
     return tuple(
-        Offer(
-            algorithm=fit.algorithm,
-            ranks=fit.ranks,
-            gains=fit.kept,
-            parameters=fit.parameters,
-            first_steps=() if fit.sums is None else running(next(sums).double()),
-            factor=fit.factor,
-            start={name: own[id(one)] for name, one in fit.start.items()},
+        replace(
+            offer,
+            make=None,
+            sums=None,
+            first_steps=() if offer.sums is None else running(next(sums).double()),
+            start={name: own[id(one)] for name, one in offer.start.items()},
         )
-        for fit in fits
+        for offer in offers
     )

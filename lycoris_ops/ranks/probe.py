@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import processes
 from ..algorithms import declaring
+from ..algorithms.fitting import Offer
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
 from ..errors import FileFormatError, PlanError, either
@@ -25,7 +26,7 @@ from ..maths.tensors import largest_of
 from ..modules.shares import left_out
 from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed
-from .offers import Gradient, Offer, offers_of
+from .offers import Gradient, offers_of
 from .sizes import bytes_of
 
 PLANNED = tuple(declaring(Planned))
@@ -96,7 +97,7 @@ class Probe:
         if found is None:
             return None
         # A rank above the highest measured one gains at least as much.
-        return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
+        return max(g for r, g in zip(found.ranks, found.kept, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
         """The gain of a LoRA with this many parameters and the same rank on all layers.
@@ -112,7 +113,7 @@ class Probe:
             # A layer that has no such rank stays at its highest.
             places = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
             larger = sum(offer.parameters[place] for offer, place in places)
-            better = sum(offer.gains[place] for offer, place in places)
+            better = sum(offer.kept[place] for offer, place in places)
             if larger > parameters:
                 return gain + (better - gain) * (parameters - size) / (larger - size)
             size, gain = larger, better
@@ -321,7 +322,7 @@ def _described(layer: Probed) -> dict[str, Any]:
             "algorithm": offer.algorithm,
             # As float64, which holds all of them exactly; 0 is for no rank.
             "sizes": torch.tensor(
-                [[rank or 0 for rank in offer.ranks], offer.gains, offer.parameters, offer.first_steps],
+                [[rank or 0 for rank in offer.ranks], offer.kept, offer.parameters, offer.first_steps],
                 dtype=torch.float64,
             ),
             "factor": offer.factor,
@@ -335,12 +336,12 @@ def _described(layer: Probed) -> dict[str, Any]:
 def _undescribed(entry: Mapping[str, Any]) -> Probed:
     offers: list[Offer] = []
     for one in entry["offers"]:
-        ranks, gains, parameters, first_steps = one["sizes"].tolist()
+        ranks, kept, parameters, first_steps = one["sizes"].tolist()
         offers.append(
             Offer(
                 algorithm=one["algorithm"],
                 ranks=tuple(int(rank) or None for rank in ranks),
-                gains=tuple(gains),
+                kept=tuple(kept),
                 parameters=tuple(map(int, parameters)),
                 first_steps=tuple(first_steps),
                 factor=one["factor"],

@@ -60,7 +60,7 @@ def error(made: Tensor, wanted: Tensor) -> float:
 def ours(forms: tuple[Any, ...], shape: tuple[int, int], rank: int) -> Callable[[], Tensor]:
     def run() -> Any:
         delta = Delta(forms, shape, largest=rank)
-        return ALGORITHMS["lora"].fit(delta)[0].make(rank - 1)
+        return ALGORITHMS["lora"].fit(delta)[0].layer(rank - 1)
 
     return run
 

@@ -17,7 +17,7 @@ from written import change, error, in_memory
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.algorithms.fitting import Delta, Fit
+from lycoris_ops.algorithms.fitting import Delta, Offer
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.fit.engine import Goal, Source, fit_layers
 from lycoris_ops.fit.settings import FitSettings
@@ -45,7 +45,7 @@ def dense(shape: tuple[int, ...], decay: float) -> Tensor:
     return ((left * spectrum) @ right.T).float().reshape(shape)
 
 
-def fits(kind: str, values: Tensor, **options: Any) -> tuple[Fit, ...]:
+def fits(kind: str, values: Tensor, **options: Any) -> tuple[Offer, ...]:
     return ALGORITHMS[kind].fit(Delta((Dense(values.flatten(1)),), tuple(values.shape), **options))
 
 
@@ -55,7 +55,7 @@ def test_a_lora_is_as_near_as_the_decomposition_in_float64(shape: tuple[int, ...
     values = dense(shape, decay)
     (fit,) = fits("lora", values, largest=32, scale=0.5)
     for rank in (1, 8, 32):
-        layer = fit.make(rank - 1)
+        layer = fit.layer(rank - 1)
         found = error(change(layer, shape), values)
         assert layer.rank == rank and layer.alpha == rank / 2
         assert found <= 1.02 * optimal(values, rank)
@@ -298,7 +298,7 @@ def test_a_lokr_is_found_again_and_is_the_nearest_kronecker_product(split: tuple
     for matrix in (values, noisy):
         found = fits("lokr", matrix, split=split, largest=4)
         fit = next(f for f in found if f.ranks == (None,) and f.parameters == (w1.numel() + w2.numel(),))
-        made = change(fit.make(0), tuple(values.shape))
+        made = change(fit.layer(0), tuple(values.shape))
         # By Van Loan and Pitsianis: the singular values of the blocks, each as a row.
         rows = [block.flatten() for row in matrix.chunk(split[0], 0) for block in row.chunk(split[1], 1)]
         assert error(made, matrix) == pytest.approx(optimal(torch.stack(rows), 1), abs=1e-5)

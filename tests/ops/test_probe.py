@@ -207,7 +207,7 @@ def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shap
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
         for rank, gain, size, first in zip(
-            offer.ranks, offer.gains, offer.parameters, offer.first_steps, strict=True
+            offer.ranks, offer.kept, offer.parameters, offer.first_steps, strict=True
         ):
             layer = ALGORITHMS[algorithm].started(offer.start, shape, rank, 1.0, seed=0, factor=offer.factor)
             trained = {n: t for n, t in layer.tensors().items() if t.is_floating_point()}
@@ -235,7 +235,7 @@ def test_the_start_of_lokr_is_the_best_first_factor() -> None:
         w1 = w1 / w1.norm()
         w2 = torch.zeros(6, 9, requires_grad=True)
         (torch.kron(w1, w2) * values).sum().backward()
-        assert w2.grad is not None and float(w2.grad.square().sum()) <= offer.gains[0] * (1 + 1e-5)
+        assert w2.grad is not None and float(w2.grad.square().sum()) <= offer.kept[0] * (1 + 1e-5)
 
 
 def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_two_processes_probe_as_one(two: Path) -> None:
             for path, layer in wanted.layers.items():
                 torch.testing.assert_close(found.layers[path].spectrum, layer.spectrum, rtol=1e-5, atol=1e-7)
                 for one, other in zip(found.layers[path].offers, layer.offers, strict=True):
-                    assert one.gains == pytest.approx(other.gains, rel=1e-4)
+                    assert one.kept == pytest.approx(other.kept, rel=1e-4)
 
 
 @pytest.mark.parametrize("start", [0, 2])

@@ -9,8 +9,8 @@ from dataclasses import replace
 from unittest import mock
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms.fitting import Offer
 from lycoris_ops.ranks import choice
-from lycoris_ops.ranks.offers import Offer
 
 from ..method import LARGE, MORE_BATCHES, PROBE_BATCHES, SMALL, Method, Setting
 from ..training import Adapted
@@ -28,12 +28,12 @@ AUTO = "auto"
 
 def _norms(offer: Offer) -> list[float]:
     """The norm of each component, which is s_j for LoRA."""
-    return [math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *offer.gains))]
+    return [math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *offer.kept))]
 
 
 CRITERIA: Mapping[str, Callable[[Offer], Sequence[float]]] = {
     "first step": lambda offer: offer.first_steps,
-    "energy": lambda offer: offer.gains,
+    "energy": lambda offer: offer.kept,
     "roots": lambda offer: list(itertools.accumulate(map(math.sqrt, _norms(offer)))),
 }
 """What each size of an offer is worth. The first is the library's, and the last was before."""
