@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 from ..algorithms import Layer
@@ -33,6 +34,7 @@ __all__ = [
     "PURPOSE",
     "TOKENS",
     "Config",
+    "ConfigFile",
     "ConfiguredLayer",
     "ConflictError",
     "Module",
@@ -40,10 +42,7 @@ __all__ = [
     "WantedRank",
     "config_for",
     "kind_of",
-    "peft_type_of",
     "read_lora_metadata",
-    "read_peft_config",
-    "targets_parameters",
 ]
 
 CONFIG_NAME = "adapter_config.json"
@@ -110,26 +109,21 @@ def _saved(paths: Sequence[str], module: Module) -> list[str]:
     return sorted(found)
 
 
-def read_peft_config(path: str) -> Config[Any]:
-    """Read an adapter_config.json. Raises FileFormatError where it cannot be read or followed."""
-    return _config(table_of(path), path)
+@dataclass(frozen=True)
+class ConfigFile:
+    """An adapter_config.json. It is read once, and not before something asks: it may be of another file."""
 
+    path: str
 
-def peft_type_of(path: str) -> str | None:
-    """The kind that an adapter_config.json names, even one that is not read; None where it names none.
+    @cached_property
+    def table(self) -> dict[str, Any]:
+        """Its fields, whichever tool wrote it. Raises FileFormatError where it cannot be read."""
+        return table_of(self.path)
 
-    Raises FileFormatError where the file cannot be read.
-    """
-    found = table_of(path).get("peft_type")
-    return found if isinstance(found, str) else None
-
-
-def targets_parameters(path: str) -> bool:
-    """Whether an adapter_config.json names parameters that are adapted by themselves.
-
-    Raises FileFormatError where the file cannot be read.
-    """
-    return bool(table_of(path).get("target_parameters"))
+    @cached_property
+    def read(self) -> Config[Any]:
+        """PEFT's configuration in it. Raises FileFormatError where that cannot be followed."""
+        return _config(self.table, self.path)
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:

@@ -21,8 +21,7 @@ from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Shape
-from ..names.dialects import WRITES, Held, restated
-from ..names.dialects import peft as peft_names
+from ..names.dialects import BASE_WEIGHTS, WRITES, Held, is_aside, is_doubled, restated
 from ..names.families import Families, families_of_layers, families_said
 from ..names.layer_name import LayerName
 from ..names.network_args import plain_args
@@ -74,8 +73,8 @@ class LayerInfo(NamedTuple):
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
     enlarges: bool
     """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
-    peft: Config[Any] | None = None
-    """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
+    config: Config[Any] | None = None
+    """The configuration that the layer follows, which is in its file or beside it; None without one."""
     on_parameter: bool = False
     """Whether the layer is known to be on a single parameter, not on a module, see `peft.parameters`."""
 
@@ -141,7 +140,7 @@ class Adapter:
     embeddings: tuple[str, ...] = ()
     """Names of the embeddings (textual inversions) in the file; they are not applied."""
     config: str | None = None
-    """Path of the PEFT configuration that lies beside the file, whether or not a layer follows it."""
+    """Path of the configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
     """The cache of its tensors."""
     report: FitReport | None = field(default=None, repr=False)
@@ -163,7 +162,7 @@ class Adapter:
         in the model itself. In reports and errors `name` is the adapter's name and `dialect` the style of its
         layers' names, by default the dialect of their prefixes. `metadata` is written with the adapter when
         it is saved, and does not affect its layers. `on_parameters` names the layers of experts and routers,
-        which PEFT writes differently from those of modules.
+        which some dialects write differently from those of modules.
 
         Raises LayerError for a layer that its tensors do not define in full (see `Layer.dump`), or that would
         be read back as another kind, and LycorisError where there are no layers.
@@ -203,20 +202,18 @@ class Adapter:
     def left_out(self) -> tuple[str, ...]:
         """The `unused_keys` that may be missed: neither those of training alone nor `base_weights`."""
         copies = set(self.base_weights.values())
-        return tuple(
-            key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key) and key not in copies
-        )
+        return tuple(key for key in self.unused_keys if not is_aside(key) and key not in copies)
 
     @cached_property
     def base_weights(self) -> Mapping[str, str]:
-        """The keys of the model's own weights that PEFT writes beside adapted embeddings, by layer."""
-        found = ((key.removesuffix(peft_names.BASE_WEIGHT), key) for key in self.unused_keys)
-        return {layer: key for layer, key in found if layer in self.info}
+        """The keys of the model's own weights that the file holds beside layers, by layer."""
+        ends = [(key, end) for key in self.unused_keys for end in BASE_WEIGHTS if key.endswith(end)]
+        return {layer: key for key, end in ends if (layer := key.removesuffix(end)) in self.info}
 
     def trained_on(self, layer: str, weight: Tensor) -> bool:
         """Whether a weight has the values that `base_weights` holds for the layer, if it holds any.
 
-        PEFT would load those values: the vocabulary may have grown.
+        The tool would load those values: the vocabulary may have grown.
         """
         if layer not in self.base_weights:
             return True
@@ -248,7 +245,7 @@ class Adapter:
 
         The layers themselves are (O, I) as always. Only a network knows how a weight is stored.
         """
-        told = any(info.peft is not None and info.peft.fan_in_fan_out for info in self.info.values())
+        told = any(info.config is not None and info.config.fan_in_fan_out for info in self.info.values())
         return told or TRANSPOSED in self.metadata
 
     @property
@@ -310,7 +307,7 @@ class Adapter:
         return torch.float16 if "F16" in held else torch.bfloat16
 
     def alphas(self) -> dict[str, float | None]:
-        """The alpha of every layer by name: from its tensor, else from its PEFT configuration, else None.
+        """The alpha of every layer by name: from its tensor, else from its configuration, else None.
 
         Only the tensors of alphas are read.
         """
@@ -322,7 +319,7 @@ class Adapter:
                 with located(file=self.path, key=keys[name]):
                     alphas[name] = number(ALPHA, tensors[keys[name]])
             else:
-                alphas[name] = self._peft_alpha(info)
+                alphas[name] = _told_alpha(info)
         return alphas
 
     @property
@@ -334,7 +331,7 @@ class Adapter:
         return tuple(
             name
             for name, info in self.info.items()
-            if info.peft is None and not info.algorithm.is_told(info.keys)
+            if info.config is None and not info.algorithm.is_told(info.keys)
         )
 
     @property
@@ -350,20 +347,6 @@ class Adapter:
             and write.configuration == "beside"
         )
 
-    def _peft_alpha(self, info: LayerInfo) -> float | None:
-        """The alpha that the layer's PEFT configuration gives; None where there is none.
-
-        PEFT adds the change of the output layer of torch's attention twice, in training too. So its alpha, or
-        its rank if there is no configuration, is doubled.
-        """
-        if info.rank is None or not info.algorithm.table.scaled_by_alpha:
-            return None
-        path = parameter_of(info.named.path) if info.on_parameter else info.named.path
-        alpha = None if info.peft is None else info.peft.alpha_at(path, info.rank)
-        if any(map(peft_names.WRAPPED.search, info.keys.values())):
-            return 2 * (info.rank if alpha is None else alpha)
-        return alpha
-
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The file's tensors by suffix, converted to the algorithm's definition.
 
@@ -375,10 +358,22 @@ class Adapter:
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             return read
-        alpha = self._peft_alpha(info)
+        alpha = _told_alpha(info)
         if alpha is not None:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
-        return read if info.peft is None else info.peft.read_tensors(read, info.named.path)
+        return read if info.config is None else info.config.read_tensors(read, info.named.path)
+
+
+def _told_alpha(info: LayerInfo) -> float | None:
+    """The alpha that a layer has without a tensor of it; None where nothing tells one.
+
+    It is doubled, or else the doubled rank, where the tool adds the change twice.
+    """
+    if info.rank is None or not info.algorithm.table.scaled_by_alpha:
+        return None
+    path = parameter_of(info.named.path) if info.on_parameter else info.named.path
+    alpha = None if info.config is None else info.config.alpha_at(path, info.rank)
+    return 2 * (info.rank if alpha is None else alpha) if is_doubled(info.keys.values()) else alpha
 
 
 def spoken_in(names: Iterable[LayerName], metadata: Mapping[str, str]) -> str:

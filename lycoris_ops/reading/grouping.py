@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..algorithms import ALGORITHMS
 from ..errors import LayerError
 from ..files.tensor_file import TensorFile
-from ..names.dialects import DIALECTS, Dialect, Groups, is_aside, split_key
+from ..names.dialects import BASE_WEIGHTS, DIALECTS, Dialect, Groups, Opened, is_aside, split_key, value_of
+from ..names.layer_name import LayerName
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()
@@ -20,14 +21,14 @@ WORDS = 8
 hundreds."""
 
 
-def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]:
+def group(read: Opened) -> tuple[Groups, list[str]]:
     """The keys of a file by layer, and the keys that belong to no layer.
 
     Raises LayerError where two keys name the same tensor of one layer.
     """
     grouped: Groups = {}
     strangers: list[str] = []
-    rename = dialect.rename if dialect else None
+    file, rename = read.file, read.dialect.rename if read.dialect else None
     met: dict[str, Dialect] = {}
     for key in file.tensors:
         name = rename(key) if rename else key
@@ -40,7 +41,7 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
     _join_companions(grouped, file)
     for other in met.values():
         grouped = other.regrouped(grouped) if other.regrouped else grouped
-    return grouped, rest
+    return grouped, [key for key in rest if not _take_value(key, grouped, read)]
 
 
 def _split(key: str, met: dict[str, Dialect]) -> tuple[str, str] | None:
@@ -72,7 +73,7 @@ def _adopt(key: str, grouped: Groups) -> bool:
     The key makes the layer unreadable. That is intended: nobody knows what the tensor means, and without it
     the layer would be applied wrongly.
     """
-    if is_aside(key):
+    if is_aside(key) or key.endswith(BASE_WEIGHTS):
         return False
     end = len(key)
     # The longest name first: that layer is nearest to the tensor.
@@ -85,6 +86,14 @@ def _adopt(key: str, grouped: Groups) -> bool:
             known[suffix] = key
             return True
     return False
+
+
+def _take_value(key: str, grouped: Groups, read: Opened) -> bool:
+    """Make a layer, or a part of one, of a module's own values; False where the key is of nothing such."""
+    name, _, end = key.rpartition(".")
+    if suffix := value_of(read, LayerName.of(name), end) if name and read.config else None:
+        grouped.setdefault(name, {})[suffix] = key
+    return suffix is not None
 
 
 def _join_companions(grouped: Groups, file: TensorFile) -> None:

@@ -19,13 +19,11 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..names.dialects import GENERIC_NAMES, Dialect, check, opened, unread
-from ..names.dialects import peft as peft_names
+from ..names.dialects import GENERIC_NAMES, Opened, check, config_of, opened, unread
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
-from ..peft import CONFIG_NAME, Config
+from ..peft import CONFIG_NAME, Config, ConfigFile
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
-from .followed import Configs
 from .grouping import group
 from .options import check_options, options_of
 
@@ -149,21 +147,20 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the configuration beside it. See `load_adapter`."""
-    read = opened(file, config.path if config else None)
-    file, on_parameters, dialect = read.file, read.on_parameters, read.dialect
-    grouped, unused = group(file, dialect)
-    configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
-    unused = configs.take_values(grouped, unused, file)
+    beside = ConfigFile(config.path) if config else None
+    read = opened(file, beside)
+    file = read.file
+    grouped, unused = group(read)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
-    for name, keys in grouped.items():
+    names = [LayerName.of(name) for name in grouped]
+    for named, (name, keys) in zip(names, grouped.items(), strict=True):
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                found = _describe(name, outline, keys, configs, given, dialect)
-                info[name] = found._replace(on_parameter=name in on_parameters)
+                info[name] = _describe(named, outline, keys, read, given)
                 continue
         except UnsupportedError as error:
             unreadable[name] = error.problem
@@ -179,11 +176,11 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         file = file.restored(unused)
         unused = [key for key in unused if key in file.tensors]
     if not grouped:
-        raise _no_layer(file, unused, config.path if config else None)
+        raise _no_layer(file, unused, beside)
     return Adapter(
         file,
         _name(Path(file.path)),
-        dialect.name if dialect else spoken_in(map(LayerName.of, grouped), file.metadata),
+        read.dialect.name if read.dialect else spoken_in(names, file.metadata),
         info,
         unreadable,
         # Once each: the parts of a fused layer share keys.
@@ -211,7 +208,7 @@ def title_of(name: str) -> str:
     return (path.stem in GENERIC_NAMES and path.parent.name) or path.stem
 
 
-def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileFormatError:
+def _no_layer(file: TensorFile, keys: list[str], config: ConfigFile | None) -> FileFormatError:
     if held := unread(keys, config):
         return FileFormatError(
             f"the file holds {held}",
@@ -231,7 +228,7 @@ def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileForm
 def _options(
     outline: Outline, path: str, config: Config[Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Values of the algorithm's options: those given, else those of the layer's PEFT configuration."""
+    """Values of the algorithm's options: those given, else those of the layer's configuration."""
     if config is None and not given:
         return {}
     wanted = options_of(outline.algorithm)
@@ -255,21 +252,16 @@ def _open(path: str) -> TensorFile:
 
 
 def _describe(
-    name: str,
-    outline: Outline,
-    keys: dict[str, str],
-    configs: Configs,
-    given: Mapping[str, Any],
-    dialect: Dialect | None,
+    named: LayerName, outline: Outline, keys: dict[str, str], read: Opened, given: Mapping[str, Any]
 ) -> LayerInfo:
     check(keys, outline.shapes, outline.shape)
-    named = LayerName.of(name)
-    config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
+    config = config_of(read, named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
-    enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
+    enlarges = RESHAPE in keys or (read.dialect is not None and named.text in read.dialect.enlarged)
     if enlarges:
         check_enlargement(outline.shape)
-    return LayerInfo(named, keys, outline, options, enlarges, config)
+    on_parameter = named.text in read.on_parameters
+    return LayerInfo(named, keys, outline, options, enlarges, config, on_parameter)
 
 
 def _sample(keys: list[str]) -> str:

@@ -159,7 +159,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
 def _configured(resolution: EntryResolution) -> list[str]:
     """Lines on the PEFT configuration in use, and on layers without an alpha from any source."""
     adapter = resolution.entry.adapter
-    files = sorted({Path(info.peft.path).name for info in adapter.info.values() if info.peft})
+    files = sorted({Path(info.config.path).name for info in adapter.info.values() if info.config})
     lines = [f"alpha from {', '.join(files)}"] if files else []
     left = adapter.without_alpha
     if left and adapter.config:

@@ -17,7 +17,7 @@ from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.relation import Placed, Relation
 from ..names.to_write import LayerToWrite, plan_names
-from ..peft import PURPOSE, Config, ConflictError, read_peft_config
+from ..peft import PURPOSE, Config, ConfigFile, ConflictError
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
 from .configuration import configuration
@@ -135,7 +135,7 @@ class Writer:
     def _source(self) -> Config[Any] | None:
         """The configuration beside the source, where one is to be written too."""
         path = self.adapter.config if self.adapter.dialect == self.dialect else None
-        return read_peft_config(path) if path and write_of(self.dialect).carded else None
+        return ConfigFile(path).read if path and write_of(self.dialect).carded else None
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""

@@ -6,17 +6,23 @@ A module in this folder that defines DIALECT registers it. A dialect with a `wri
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...algorithms import ALGORITHMS
+from ...algorithms import ALGORITHMS, Layer
 from ...discovery import discover
 from ...errors import LycorisError
 from ...files.tensor_file import TensorFile
 from ...maths.shapes import Extent, Shape
+from ...peft import Config, ConfigFile
 from .base import MEMBERS, Asked, Component, Dialect, Encoded, Groups, Held, Opened, Prefix, Write
 
+if TYPE_CHECKING:
+    from ..layer_name import LayerName
+
 __all__ = [
+    "BASE_WEIGHTS",
     "DIALECTS",
     "GENERIC_NAMES",
     "KEPT",
@@ -33,12 +39,15 @@ __all__ = [
     "Prefix",
     "Write",
     "check",
+    "config_of",
     "is_aside",
+    "is_doubled",
     "opened",
     "own_dialect",
     "restated",
     "split_key",
     "unread",
+    "value_of",
     "write_of",
 ]
 
@@ -150,12 +159,17 @@ def _recognised(keys: Mapping[str, object]) -> Dialect | None:
 
 _OPENED = [dialect.opened for dialect in DIALECTS.values() if dialect.opened]
 _ASIDE = [dialect.aside for dialect in DIALECTS.values() if dialect.aside]
+_CONFIG_OF = [dialect.config_of for dialect in DIALECTS.values() if dialect.config_of]
+_VALUE_OF = [dialect.value_of for dialect in DIALECTS.values() if dialect.value_of]
+_DOUBLED = [dialect.doubled for dialect in DIALECTS.values() if dialect.doubled]
+BASE_WEIGHTS = tuple(dialect.base_weight for dialect in DIALECTS.values() if dialect.base_weight)
+"""See `Dialect.base_weight`."""
 _UNREAD = [dialect.unread for dialect in DIALECTS.values() if dialect.unread]
 _CHECKS = [dialect.check for dialect in DIALECTS.values() if dialect.check]
 _RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restated]
 
 
-def opened(file: TensorFile, config: str | None) -> Opened:
+def opened(file: TensorFile, config: ConfigFile | None) -> Opened:
     """A file with the tensors that the algorithms define, whichever tool wrote it. See `Dialect.opened`."""
     read = Opened(file, config, _recognised(file.tensors))
     for one in _OPENED:
@@ -164,11 +178,30 @@ def opened(file: TensorFile, config: str | None) -> Opened:
 
 
 def is_aside(key: str) -> bool:
-    """Whether a key belongs to no layer, though it begins with the name of one."""
+    """Whether a key is of training alone. See `Dialect.aside`."""
     return any(aside(key) for aside in _ASIDE)
 
 
-def unread(keys: Collection[str], config: str | None = None) -> str | None:
+def config_of(
+    read: Opened, name: LayerName, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
+) -> Config[Any] | None:
+    """The configuration that a layer follows. See `Dialect.config_of`."""
+    if read.config is None and not read.own:
+        return None
+    return next((found for one in _CONFIG_OF if (found := one(read, name, algorithm, keys, rank))), None)
+
+
+def value_of(read: Opened, name: LayerName, end: str) -> str | None:
+    """The suffix of a module's own values in a key without one. See `Dialect.value_of`."""
+    return next((found for one in _VALUE_OF if (found := one(read, name, end))), None)
+
+
+def is_doubled(keys: Collection[str]) -> bool:
+    """Whether the change of a layer with these keys is added twice. See `Dialect.doubled`."""
+    return any(one(keys) for one in _DOUBLED)
+
+
+def unread(keys: Collection[str], config: ConfigFile | None = None) -> str | None:
     """What tensors are that a tool writes and nothing reads. See `Dialect.unread`."""
     return next((words for one in _UNREAD if (words := one(keys, config))), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...files.tensor_file import TensorFile
 from ...maths.shapes import Extent, Shape
-from ...peft import Config, Wanted
+from ...peft import Config, ConfigFile, Wanted
 from ..layouts import Layers, Names
 from .pipelines import Parts
+
+if TYPE_CHECKING:
+    from ..layer_name import LayerName
 
 MEMBERS = ("weight", "bias")
 """Names of tensors in a module that PEFT adds to a layer, such as `lora_A.weight`.
@@ -50,12 +53,14 @@ class Opened:
     """A file before its keys are sorted into layers."""
 
     file: TensorFile
-    config: str | None
-    """The path of the `adapter_config.json` beside it; None where there is none."""
+    config: ConfigFile | None
+    """The configuration beside it; None where there is none, or the file has its `own`."""
     dialect: Dialect | None
     """The dialect that its keys together show, see `Dialect.recognises`."""
     on_parameters: frozenset[str] = frozenset()
     """The names of layers that are known to be on parameters, see `peft.parameters`."""
+    own: Mapping[str, Config[Any]] = field(default_factory=dict[str, Config[Any]])
+    """The configurations in the file, by the part of a model that each is for; "" is for all parts."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +182,29 @@ class Dialect:
     regrouped: Callable[[Groups], Groups] | None = None
     """The layers that are meant where `split` took a key."""
     aside: Callable[[str], bool] | None = None
-    """Whether a key belongs to no layer, though it begins with the name of one."""
-    unread: Callable[[Collection[str], str | None], str | None] | None = None
+    """Whether a key is of training alone, and of no layer, though it begins with the name of one."""
+    base_weight: str | None = None
+    """The end of the key of a model's own weight, which the tool writes beside a layer."""
+    doubled: Callable[[Collection[str]], bool] | None = None
+    """Whether the tool adds the change of a layer with these keys twice, in training too."""
+    config_of: (
+        Callable[[Opened, LayerName, type[Layer], Mapping[str, str], int | None], Config[Any] | None] | None
+    ) = None
+    """The configuration that a layer follows; None for none.
+
+    The arguments are the file, the layer's name, its kind, the keys of its tensors by suffix, and its rank.
+    Raises FileFormatError for a configuration that cannot be followed.
+    """
+    value_of: Callable[[Opened, LayerName, str], str | None] | None = None
+    """The suffix of a tensor that holds a module's own values, though its key has no suffix; None for others.
+
+    The arguments are the file, and the module's name and the last word in the key. Raises as `config_of`.
+    """
+    unread: Callable[[Collection[str], ConfigFile | None], str | None] | None = None
     """What tensors are that the tool writes and nothing reads, in words for a message; None for others.
 
-    The arguments are the suffixes of one layer, or all keys of a file without a layer, and the path of the
-    configuration that is asked too, which may be of another file; None for none.
+    The arguments are the suffixes of one layer, or all keys of a file without a layer, and the configuration
+    that is asked too.
     """
     check: Callable[[Mapping[str, str], Mapping[str, Shape], Extent], None] | None = None
     """Raises LayerError for tensors that the tool defines differently from what their shapes say.

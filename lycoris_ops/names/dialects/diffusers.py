@@ -21,12 +21,13 @@ from ...algorithms.lokr import W1, W1_A, Lokr
 from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ...errors import LayerError
 from ...maths.tensors import times
+from ...peft import METADATA_KEY, read_lora_metadata
 from ...peft.config import BASE_BIAS
 from ...peft.kinds import lora as peft_lora
 from ...peft.kinds.lokr import LokrConfig
 from ..layouts import Layers
 from . import pipelines
-from .base import Asked, Dialect, Encoded, Prefix, Write
+from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
 
 UNET_PREFIX = "unet."
 UNET_SUFFIXES = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
@@ -144,6 +145,14 @@ def _remarks(layer: Layer, before: Mapping[str, Tensor], after: Mapping[str, Ten
     return (FOLDED, WIDER) if wider else (FOLDED,)
 
 
+def _opened(read: Opened) -> Opened:
+    """The file with its own configurations. One beside it is then of another file."""
+    if METADATA_KEY not in read.file.metadata:
+        return read
+    own = read_lora_metadata(read.file.metadata[METADATA_KEY], read.file.path)
+    return replace(read, config=None, own=own)
+
+
 def _recognises(keys: Mapping[str, object]) -> bool:
     return any(map(PROCESSOR.search, keys))
 
@@ -176,6 +185,7 @@ DIALECT = Dialect(
         "lora_linear_layer.up.weight": "lora_up.weight",
         "lora_linear_layer.up.bias": BIAS,
     },
+    opened=_opened,
     recognises=_recognises,
     rename=_rename,
     file="pytorch_lora_weights",

@@ -23,8 +23,9 @@ from ...algorithms.factored import DORA
 from ...algorithms.lora import DOWN, UP, Lora
 from ...errors import FileFormatError, LayerError
 from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
+from ...peft import ConfigFile
 from ...peft.config import ConfiguredLayer, Module, RankedConfig, WantedRank, common
-from ...peft.fields import Fields, table_of
+from ...peft.fields import Fields
 from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
 
 A, B = ".lora_a", ".lora_b"
@@ -89,12 +90,12 @@ def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
     return True
 
 
-def _scale(path: str) -> float | None:
+def _scale(config: ConfigFile) -> float | None:
     """`scale` of mlx-lm's configuration; None where the configuration is another tool's."""
-    settings: Any = table_of(path).get("lora_parameters")
+    settings: Any = config.table.get("lora_parameters")
     if not isinstance(settings, dict):
         return None
-    fields = Fields(cast("dict[str, Any]", settings), path, "lora_parameters.")
+    fields = Fields(cast("dict[str, Any]", settings), config.path, "lora_parameters.")
     if "scale" not in fields:
         raise fields.error("scale", "it is missing", None, "a finite number")
     return fields.number("scale")

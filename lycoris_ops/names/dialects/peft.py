@@ -6,17 +6,19 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ...algorithms import Layer
+from ...algorithms.axes import ALPHA, SET_BIAS
 from ...algorithms.factored import DORA
-from ...algorithms.full import SET_ROWS, Full
+from ...algorithms.full import SET, SET_ROWS, Full
 from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
 from ...maths.shapes import Extent, Shape
-from ...peft import CONFIG_NAME, kind_of, peft_type_of, read_peft_config, targets_parameters
+from ...peft import CONFIG_NAME, Config, ConfigFile, kind_of
 from ...peft.config import PREFIX
 from ...peft.experts import parameters_of
 from ...peft.kinds import trainable_tokens as tokens
@@ -25,6 +27,9 @@ from ...peft.rows import has_rows, with_rows
 from ...peft.unread import UNREAD, not_read, told_by
 from ..layouts import Layers
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Opened, Prefix, Write
+
+if TYPE_CHECKING:
+    from ..layer_name import LayerName
 
 PAIR = {
     "lora_A.weight": "lora_down.weight",
@@ -57,8 +62,6 @@ TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)"
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
 DOWN_BIAS = re.compile(r"lora[._](?:linear_layer\.)?(?:A|a|down)(?:\.[^.]+)?\.bias")
 """The suffix of a bias between the two factors. PEFT trains none, but LoRA modules of other tools may."""
-BASE_WEIGHT = ".base_layer.weight"
-"""The end of the key of the model's own weight, which PEFT writes beside an adapted embedding."""
 PRUNED = re.compile(r"\.lora_E(?:\.[^.]+)?$")
 """The end of the key of AdaLoRA's singular values."""
 FACTOR = re.compile(r"\.lora_[ABE](?:\.[^.]+)*$")
@@ -68,6 +71,8 @@ BASE_LAYER = ".base_layer."
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
 """The name of PEFT's own module around torch's attention. The output layer is adapted inside it."""
 
+VALUES = {"weight": SET, "bias": SET_BIAS}
+"""The endings of the keys of a module's own values, and their suffixes in a layer."""
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
@@ -132,10 +137,10 @@ def _opened(read: Opened) -> Opened:
     file, on_parameters = _without_pruned(read.file), frozenset[str]()
     # Without PEFT's keys the configuration belongs to another file, and may be damaged.
     config = read.config if any(key.startswith(PREFIX) for key in file.tensors) else None
-    if config is not None and targets_parameters(config):
-        file, on_parameters = parameters_of(file, read_peft_config(config))
+    if config is not None and config.table.get("target_parameters"):
+        file, on_parameters = parameters_of(file, config.read)
     if config is not None and any(map(has_rows, file.tensors)):
-        file = with_rows(file, read_peft_config(config))
+        file = with_rows(file, config.read)
     return replace(read, file=file, on_parameters=read.on_parameters | on_parameters)
 
 
@@ -156,11 +161,49 @@ def _without_pruned(file: TensorFile) -> TensorFile:
     return DerivedFile(file, {key: info for key, info in file.tensors.items() if key not in gone}, {})
 
 
-def _is_aside(key: str) -> bool:
-    return bool(TRAINING_ONLY.search(key)) or key.endswith(BASE_WEIGHT)
+def _config_of(
+    read: Opened, name: LayerName, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
+) -> Config[Any] | None:
+    """The configuration in the file for the layer's part, else the one beside the file.
+
+    Every layer with PEFT's prefix follows that one. But in a folder of many files it may belong to another
+    file, so a layer that only has PEFT's suffixes must also have its rank. A layer that has a tensor of the
+    alpha that scales it follows none.
+    """
+    if ALPHA in keys and algorithm.table.scaled_by_alpha:
+        return None
+    if read.config is None:
+        return read.own.get(name.text.partition(".")[0]) or read.own.get("")
+    if _is_own(read, name):
+        return read.config.read
+    alike = any(key.endswith(OWN) for key in keys.values())
+    return read.config.read if alike and read.config.read.rank_at(name.path) == rank else None
 
 
-def _unread(keys: Collection[str], config: str | None) -> str | None:
+def _value_of(read: Opened, name: LayerName, end: str) -> str | None:
+    """The suffix of a bias or whole module that PEFT trained without an adapter.
+
+    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. A bias with a weight beside
+    it belongs to a module that is saved whole, such as a new head.
+    """
+    if end not in VALUES or read.config is None or not _is_own(read, name):
+        return None
+    alone = end == "bias" and f"{name.text}.weight" not in read.file.tensors
+    config = read.config.read
+    return VALUES[end] if (alone and config.sets_biases) or config.saves(name.path) else None
+
+
+def _is_own(read: Opened, name: LayerName) -> bool:
+    """Whether a layer of this name is certainly PEFT's."""
+    return read.dialect is DIALECT or name.dialect == DIALECT.name
+
+
+def _doubled(keys: Collection[str]) -> bool:
+    """PEFT adds the change of the output layer of torch's attention twice."""
+    return any(map(WRAPPED.search, keys))
+
+
+def _unread(keys: Collection[str], config: ConfigFile | None) -> str | None:
     """The name of a kind that is not read; what a layer lacks; or the names of several adapters."""
     if keys == {SET_ROWS}:
         return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
@@ -168,7 +211,7 @@ def _unread(keys: Collection[str], config: str | None) -> str | None:
         return f"a lora with {bias}, which is not read: take it out, and add up @ {bias} to the bias of up"
     kind = told_by(keys)
     if kind is None and config is not None:
-        kind = UNREAD.get(peft_type_of(config) or "")
+        kind = UNREAD.get(str(config.table.get("peft_type")))
     if kind is not None:
         return not_read(kind)
     several = sorted(adapter_names(keys))
@@ -250,7 +293,11 @@ DIALECT = Dialect(
     opened=_opened,
     recognises=_recognises,
     rename=_rename,
-    aside=_is_aside,
+    aside=lambda key: bool(TRAINING_ONLY.search(key)),
+    base_weight=".base_layer.weight",
+    doubled=_doubled,
+    config_of=_config_of,
+    value_of=_value_of,
     unread=_unread,
     check=_check_magnitude,
     restated=_restated,
