@@ -232,27 +232,27 @@ class BypassInjection(PatcherInjection):
         for start in range(0, count, most):
             pictures = range(start, min(count, start + most))
             samples = [chunk * count + number for chunk in range(chunks) for number in pictures]
-            whole = len(samples) == len(x)
+            full = len(samples) == len(x)
             own = {
-                name: value if whole or name == "transformer_options" else of_samples(value, samples, len(x))
+                name: value if full or name == "transformer_options" else of_samples(value, samples, len(x))
                 for name, value in arguments.items()
             }
-            part, at = (x, sigma) if whole else of_samples((x, sigma), samples, len(x))
+            some, at = (x, sigma) if full else of_samples((x, sigma), samples, len(x))
             apart = tuple(crop for crop in crops for _ in pictures)
-            passing = Passing.about(model, part, own, [*pictures] * chunks, count, apart)
+            passing = Passing.about(model, some, own, [*pictures] * chunks, count, apart)
             own["transformer_options"] = self._placed(model, options, passing)
             try:
                 # By position, as they came: others may wrap the pass too.
                 beside = [own.pop(name) for name in names]
-                outputs += [run(part, at, *beside, **own)]
+                outputs += [run(some, at, *beside, **own)]
             finally:
                 self._passing.pop(model, None)
                 for each in self.left_whole:
                     each.tell()
         if len(outputs) == 1:
             return outputs[0]
-        parts = [part.unflatten(0, (chunks, -1)) for part in outputs]
-        return torch.cat(parts, 1).flatten(0, 1)
+        chunks_apart = [output.unflatten(0, (chunks, -1)) for output in outputs]
+        return torch.cat(chunks_apart, 1).flatten(0, 1)
 
     def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Load the models for a sampling, with room for only as many pictures as fit beside the model.
@@ -405,10 +405,10 @@ def _ours(patcher: Any) -> BypassInjection | None:
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
     """The part of a value for some of `count` samples: their rows, from each tensor with a row per sample."""
 
-    def part(tensor: torch.Tensor) -> torch.Tensor:
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[samples] if tensor.ndim and len(tensor) == count else tensor
 
-    return tree_map_only(torch.Tensor, part, value)
+    return tree_map_only(torch.Tensor, cut, value)
 
 
 def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:
@@ -417,8 +417,8 @@ def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:
     Without sigmas, as when a model is called outside a run, both clocks show the share of the diffusion.
     """
 
-    def risen(place: int) -> float:
-        return -float(sampling.percent_to_sigma(place / len(PERCENTS)))
+    def risen(index: int) -> float:
+        return -float(sampling.percent_to_sigma(index / len(PERCENTS)))
 
     # Find the least percent whose sigma is not above this one: sigmas fall as percents rise.
     diffusion = bisect_left(PERCENTS, -sigma, key=risen) / len(PERCENTS)

@@ -94,9 +94,9 @@ def frames_of(path: Path) -> Generator[tuple[float, Image.Image]]:
             time += seconds
 
 
-def _shown(count: int, parts: int) -> float:
+def _shown(count: int, unit: int) -> float:
     """The seconds for which a frame is shown."""
-    seconds = count / (parts or 100)
+    seconds = count / (unit or 100)
     return seconds if seconds > SHORT else USUAL
 
 
@@ -109,18 +109,18 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     is_png = begin.startswith(PNG)
     if not is_png and begin[8:] != WEBP:
         return
-    place, end, kind = 8 if is_png else 12, os.fstat(file.fileno()).st_size, b""
+    offset, end, kind = 8 if is_png else 12, os.fstat(file.fileno()).st_size, b""
     stated = end if is_png else 8 + int.from_bytes(begin[4:8], "little")
-    while place < min(stated, end) and kind != b"IEND":
-        file.seek(place)
+    while offset < min(stated, end) and kind != b"IEND":
+        file.seek(offset)
         head = file.read(8)
         if is_png:
             length, kind = struct.unpack(">I4s", head)
         else:
             kind, length = struct.unpack("<4sI", head)
-        if place + 8 + length > end:
+        if offset + 8 + length > end:
             raise ValueError("its end is missing")
         yield kind, file.read(min(length, 26))
-        place += 8 + length + (4 if is_png else length % 2)
+        offset += 8 + length + (4 if is_png else length % 2)
     if stated > end or (is_png and kind != b"IEND"):
         raise ValueError("its end is missing")

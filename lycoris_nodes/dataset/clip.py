@@ -165,7 +165,7 @@ def _is_frame(path: Path) -> bool:
 
 def _place_of(path: Path) -> list[str | int]:
     """The name in parts, with numbers as integers: 2 comes before 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+    return [int(segment) if segment.isdecimal() else segment for segment in re.split(r"(\d+)", path.name)]
 
 
 def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Tensor:
@@ -194,19 +194,19 @@ def sound_of(path: Path, cut: Cut, rate: float, samples: int) -> Tensor:
         begin = float((pictures.start_time or 0) * pictures.time_base) + cut.start / rate
         count, channels = round(cut.count / rate * samples), min(2, stream.channels)
         sound = torch.zeros(1, channels, count)
-        place: int | None = None
+        end: int | None = None
         mixed = cast("Any", av).AudioResampler("fltp", "stereo" if channels == 2 else "mono", samples)
         # The resampler gives its last samples for None.
         for frame in chain(container.decode(stream), [None]):
-            for part in mixed.resample(frame):
-                values = torch.from_numpy(part.to_ndarray())
-                start = round((float(part.time or 0.0) - begin) * samples)
+            for resampled in mixed.resample(frame):
+                values = torch.from_numpy(resampled.to_ndarray())
+                start = round((float(resampled.time or 0.0) - begin) * samples)
                 # Some files round times to a thousandth of a second.
-                first = start if place is None or abs(start - place) > GAP * samples else place
-                place = first + values.shape[1]
+                first = start if end is None or abs(start - end) > GAP * samples else end
+                end = first + values.shape[1]
                 if first >= count:
                     return sound
-                if place > 0:
+                if end > 0:
                     values = values[:, max(0, -first) : count - first]
                     sound[0, :, max(0, first) : max(0, first) + values.shape[1]] = values
     return sound

@@ -361,8 +361,8 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _repeats_of(folder: Path) -> tuple[int, str]:
     """The repeats and subject of a folder's pictures, by the name of the nearest folder that states them."""
-    for part in reversed(folder.parts):
-        if match := REPEATED.fullmatch(part):
+    for segment in reversed(folder.parts):
+        if match := REPEATED.fullmatch(segment):
             return int(match[1]), match[2].replace("_", " ").strip()
     return 1, ""
 

@@ -92,9 +92,9 @@ class Kept:
         return size
 
 
-def key_of(*parts: Any) -> str:
+def key_of(*values: Any) -> str:
     """A key of texts, numbers and lists of these."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:40]
 
 
 def identity_of(weights: Mapping[str, Tensor], *settings: str) -> str:

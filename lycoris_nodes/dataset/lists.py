@@ -125,10 +125,10 @@ def _read(path: Path, raw: bytes) -> _List:
     kind = path.suffix.lower()
     rows = {".jsonl": _lines, ".csv": _table, ".json": _entries}[kind](path, text)
     for name, caption in rows:
-        place = name.replace("\\", "/")
-        listing.texts[alike(str(path.parent / place))] = caption
-        if kind == ".json" or ANYWHERE.match(place.lower()):
-            key = alike(place.rpartition("/")[2])
+        path_told = name.replace("\\", "/")
+        listing.texts[alike(str(path.parent / path_told))] = caption
+        if kind == ".json" or ANYWHERE.match(path_told.lower()):
+            key = alike(path_told.rpartition("/")[2])
             listing.by_name[key] = caption if listing.by_name.get(key, caption) == caption else None
     return listing
 
@@ -190,13 +190,13 @@ def _caption(row: Mapping[str, Any]) -> str:
     Raises TypeError for one that is not a text.
     """
     key = next((key for key in TEXTS if row.get(key) is not None), "")
-    parts = [row[key]] if key else []
+    texts = [row[key]] if key else []
     if key in ("caption", "") and row.get("tags") is not None:
         tags = row["tags"]
-        parts += cast("list[Any]", tags) if isinstance(tags, list) else [tags]
-    if other := next((part for part in parts if not isinstance(part, str)), None):
+        texts += cast("list[Any]", tags) if isinstance(tags, list) else [tags]
+    if other := next((text for text in texts if not isinstance(text, str)), None):
         raise TypeError(f"{key or 'tags'} is of the type {type(other).__name__}")
-    return ", ".join(part for part in parts if part)
+    return ", ".join(text for text in texts if text)
 
 
 def _parsed(path: Path, text: str) -> Any:

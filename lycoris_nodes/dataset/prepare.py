@@ -657,15 +657,15 @@ class _Pictures:
                 )
             controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
 
-        def whole(path: Path) -> Tensor:
+        def pixels_of_reference(path: Path) -> Tensor:
             return _mirrored(picture_tensor(self._whole(path, _content(path))), view.mirrored)
 
         stills, masks = picture.found.still_references, dict(picture.found.reference_masks)
         heard = None
         if self.shown.listener and picture.clip.sounds:
             heard = self.shown.listener.encode(partial(sound_of, picture.found.path, cut, rate), cut.count)
-        coloured = [whole(masks[path]) if path in masks else None for path in stills]
-        return Beside(controls, [whole(path) for path in stills], coloured, heard)
+        coloured = [pixels_of_reference(masks[path]) if path in masks else None for path in stills]
+        return Beside(controls, [pixels_of_reference(path) for path in stills], coloured, heard)
 
     @property
     def kind(self) -> References:
@@ -993,11 +993,11 @@ def _row(pictures: Sequence[Tensor]) -> Tensor:
         return pictures[0]
     height = max(len(picture) for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + GAP * (len(pictures) - 1)
-    row, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
+    joined, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
     for small_picture in pictures:
-        row[: small_picture.shape[0], left : left + small_picture.shape[1]] = small_picture
+        joined[: small_picture.shape[0], left : left + small_picture.shape[1]] = small_picture
         left += small_picture.shape[1] + GAP
-    return row
+    return joined
 
 
 def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:

@@ -137,19 +137,19 @@ def choices_of(text: str) -> list[str]:
     texts, done = [text], False
     while not done:
         done, opened = True, texts
-        parts: list[tuple[str, str, str]] = []
+        choices: list[tuple[str, str, str]] = []
         for choice in opened:
             braces = BRACES.search(choice)
             if braces is None:
-                parts.append((choice, "", ""))
+                choices.append((choice, "", ""))
                 continue
             done = False
             front, back = choice[: braces.start()], choice[braces.end() :]
-            parts += [(front, choice.strip(), back) for choice in braces[1].split("|")]
+            choices += [(front, choice.strip(), back) for choice in braces[1].split("|")]
         # Only then are texts made: each may be as long as a caption.
-        if len(parts) > CHOICES:
-            parts = [parts[number * len(parts) // CHOICES] for number in range(CHOICES)]
-        texts = ["".join(pieces) for pieces in parts]
+        if len(choices) > CHOICES:
+            choices = [choices[number * len(choices) // CHOICES] for number in range(CHOICES)]
+        texts = ["".join(pieces) for pieces in choices]
     return list(dict.fromkeys(" ".join(choice.split()) for choice in texts))
 
 

@@ -115,5 +115,5 @@ def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator
 
 def _parts(texts: Iterable[str]) -> tuple[str, ...]:
     """The parts of texts between commas, without repetitions."""
-    parts = (part.strip() for text in texts for part in text.split(","))
-    return tuple(dict.fromkeys(part for part in parts if part))
+    words = (word.strip() for text in texts for word in text.split(","))
+    return tuple(dict.fromkeys(word for word in words if word))

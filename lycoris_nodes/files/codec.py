@@ -121,11 +121,11 @@ class HostCodec:
             layer = self._layer(weight, stored)
             seed = rounding_seed(self._live(weight.key))
             state = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
-        parts = dict(stored)
+        encoded = dict(stored)
         for name, tensor in state.items():
             key = _stored_name(weight.key, name, stored)
-            parts[key] = _like(tensor, stored[key])
-        return parts
+            encoded[key] = _like(tensor, stored[key])
+        return encoded
 
     def _layer(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Any:
         tensors = {
@@ -241,13 +241,13 @@ def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str
 
     A scale of 16 or 64 bits is written in float32: rounded to 16 bits, it would not fit its weight.
     """
-    parts = {f"{layer}.weight": DTYPE_NAMES[QUANT_FORMATS[name]]}
+    dtypes = {f"{layer}.weight": DTYPE_NAMES[QUANT_FORMATS[name]]}
     for other in (*(stored for names in SCALES.values() for stored in names), SMOOTHING):
         info = tensors.get(f"{layer}.{other}")
         if info is not None:
             wide = info.dtype in ("F16", "BF16", "F64") and other != SMOOTHING
-            parts[f"{layer}.{other}"] = "F32" if wide else info.dtype
-    return parts
+            dtypes[f"{layer}.{other}"] = "F32" if wide else info.dtype
+    return dtypes
 
 
 def _stored_name(key: str, name: str, stored: Mapping[str, Tensor]) -> str:

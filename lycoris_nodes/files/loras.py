@@ -30,15 +30,15 @@ def lora_files() -> list[tuple[str, int, float]]:
 
     Both are 0 if the system does not know them, as for a broken link. The page strikes such a file out.
     """
-    places = folders_of(FOLDER)
-    return [(name, *_size_and_change(places, name)) for name in lora_names()]
+    folders = folders_of(FOLDER)
+    return [(name, *_size_and_change(folders, name)) for name in lora_names()]
 
 
-def _size_and_change(places: Sequence[str], name: str) -> tuple[int, float]:
+def _size_and_change(folders: Sequence[str], name: str) -> tuple[int, float]:
     # The host's own search takes five times as long, and there may be thousands of files.
-    for place in places:
+    for folder in folders:
         try:
-            known = os.stat(os.path.join(place, name))
+            known = os.stat(os.path.join(folder, name))
         except OSError:
             continue
         return known.st_size, known.st_mtime
@@ -76,9 +76,9 @@ def relative_name(path: str) -> str | None:
     """The name of a file that is given by its full path; None where it is in no loras folder."""
     for folder in folders_of(FOLDER):
         # The path as written comes first: links within a folder may lead out of it.
-        for place, home in ((path, folder), (os.path.realpath(path), os.path.realpath(folder))):
-            if Path(place).is_relative_to(home):
-                return os.path.relpath(place, home)
+        for path_tried, home in ((path, folder), (os.path.realpath(path), os.path.realpath(folder))):
+            if Path(path_tried).is_relative_to(home):
+                return os.path.relpath(path_tried, home)
     return None
 
 
@@ -117,10 +117,10 @@ def listed_once() -> Generator[None]:
 
 
 def _listed() -> _Listed:
-    whole = {_plain(name): name for name in lora_names()}
-    stems = _grouped((_stem(plain), name) for plain, name in whole.items())
-    ends = ((plain.rpartition("/")[2], name) for plain, name in whole.items())
-    return _Listed(whole, stems, _grouped((way, name) for end, name in ends for way in {end, _stem(end)}))
+    names = {_plain(name): name for name in lora_names()}
+    stems = _grouped((_stem(plain), name) for plain, name in names.items())
+    ends = ((plain.rpartition("/")[2], name) for plain, name in names.items())
+    return _Listed(names, stems, _grouped((way, name) for end, name in ends for way in {end, _stem(end)}))
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -46,10 +46,10 @@ def known_files(asked: Any) -> list[str]:
 
 def _known(names: Iterable[str]) -> list[str]:
     """The names that mean a model's file, as `folder/name`. Given names may begin with the folder."""
-    parts = ((name, *name.partition("/")[::2]) for name in names)
+    names_split = ((name, *name.partition("/")[::2]) for name in names)
     return [
         f"{folder}/{file}"
-        for name, first, rest in parts
+        for name, first, rest in names_split
         for folder, file in [(folder, rest if first == folder else name) for folder in FOLDERS]
         if is_file(folder, file)
     ]

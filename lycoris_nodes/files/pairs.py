@@ -134,7 +134,7 @@ def _read(words: Sequence[str], said: Sequence[Expert], meant: Callable[[str], s
 def _words(name: str) -> list[str]:
     """The words of a path in lower case. Words that surely name the expert are replaced by its name."""
     path = ENDING.sub("", name.replace("\\", "/"))
-    pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
+    pieces = [segment for word in WORD.findall(path) for segment in GLUED.split(word.lower()) if segment]
     words: list[str] = []
     for piece in pieces:
         if piece == NOISE and words and words[-1] in BEFORE_NOISE:

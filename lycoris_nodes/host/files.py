@@ -109,9 +109,9 @@ def has_output_folder(prefix: str) -> bool:
 def _with_date(prefix: str) -> str:
     """A prefix with the host's values for %year% and the like. Without a picture, width and height are 0."""
     now = time.localtime()
-    parts = {"year": now.tm_year, "month": now.tm_mon, "day": now.tm_mday}
-    parts |= {"hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec, "width": 0, "height": 0}
-    for name, value in parts.items():
+    values = {"year": now.tm_year, "month": now.tm_mon, "day": now.tm_mday}
+    values |= {"hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec, "width": 0, "height": 0}
+    for name, value in values.items():
         prefix = prefix.replace(f"%{name}%", str(value) if name in ("width", "height") else f"{value:02}")
     return prefix
 
@@ -180,8 +180,8 @@ def _walked(home: str) -> dict[str, bool]:
     for here, folders, files in os.walk(home, followlinks=True):
         way = ways.pop(here)
         if any(not name.startswith(".") for name in files):
-            place = Path(here).relative_to(home)
-            filled.update(parent.as_posix() for parent in (place, *place.parents))
+            folder = Path(here).relative_to(home)
+            filled.update(parent.as_posix() for parent in (folder, *folder.parents))
         for name in sorted(folders):
             path = os.path.join(here, name)
             real = os.path.realpath(path)
@@ -224,9 +224,9 @@ def shown_path(path: str | Path) -> str:
 def shown_text(text: str) -> str:
     """A text for users, with the names of the host's folders in place of their paths on this machine."""
     names = _folder_names()
-    places = "|".join(re.escape(place) for place in sorted(names, key=len, reverse=True))
+    paths = "|".join(re.escape(path) for path in sorted(names, key=len, reverse=True))
     # Only whole paths and beginnings of paths: not /data in my/data or in /database.
-    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda match: names[match[0]], text)
+    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{paths})(?![\w-])", lambda match: names[match[0]], text)
 
 
 def _folder_names() -> dict[str, str]:
@@ -244,11 +244,11 @@ def _folder_names() -> dict[str, str]:
             folder for folder in folders if not any(Path(folder).is_relative_to(home) for home in named)
         ]
         named |= dict.fromkeys(elsewhere, kind)
-    real = {os.path.realpath(place): name for place, name in named.items()}
+    real = {os.path.realpath(path): name for path, name in named.items()}
     # Some are given with a slash at the end.
-    names = {place.rstrip("/\\"): name for place, name in {**real, **named}.items()}
+    names = {path.rstrip("/\\"): name for path, name in {**real, **named}.items()}
     # Python doubles the backslashes in what it quotes.
-    return {**{place.replace("\\", "\\\\"): name for place, name in names.items()}, **names}
+    return {**{path.replace("\\", "\\\\"): name for path, name in names.items()}, **names}
 
 
 def file_tensors(path: str) -> dict[str, torch.Tensor]:

@@ -405,8 +405,8 @@ def _of_guides(ends: str, vae: Any, pixels: Tensor, mask: Tensor | None, beside:
         *_, latent = _node(_GUIDED).execute(**inputs, **size, image=pixels[:1]).args
     guides = [(-1, pixels[-1:])] if ends == "first and last" else []
     guides += [(0, guide) for guide in (*beside.controls, *beside.references)]
-    for place, image in guides:
-        inputs = {"vae": vae, "latent": latent, "image": image, "frame_idx": place, "strength": 1.0}
+    for frame, image in guides:
+        inputs = {"vae": vae, "latent": latent, "image": image, "frame_idx": frame, "strength": 1.0}
         add = _node(_GUIDE).execute
         positive, negative, latent = add(positive=positive, negative=negative, **inputs).args
     return Made(positive[0][1], latent["samples"], latent[NOISE_MASK])
@@ -419,10 +419,10 @@ def _encoded(
     inputs = {"clip": clip, "vae": vae, "prompt": literal(text)}
     inputs |= {"width": width, "height": height, "length": length}
     if beside.controls or beside.references:
-        parts = {"ref_image": beside.references, "ref_video": beside.controls}
+        groups = {"ref_image": beside.references, "ref_video": beside.controls}
         inputs |= {
             f"{name}s": {f"{name}_{number}": value for number, value in enumerate(values)}
-            for name, values in parts.items()
+            for name, values in groups.items()
         }
         return _node(_ENCODED_WITH).execute(**inputs, audio_vae=None).args[0]
     inputs |= {"first_frame": shown[:1]}

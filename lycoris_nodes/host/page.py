@@ -107,8 +107,8 @@ def answer_post(
 
     async def handle(request: web.Request) -> web.StreamResponse:
         content = bytearray()
-        async for part in request.content.iter_chunked(1 << 16):
-            content += part
+        async for chunk in request.content.iter_chunked(1 << 16):
+            content += chunk
             if len(content) > MOST_ASKED:
                 error = LycorisError("the text is too long", expected=f"at most {MOST_ASKED >> 20} MB")
                 return _response(refused(error))

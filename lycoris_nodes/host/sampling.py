@@ -72,8 +72,8 @@ def sampled(
     `told` is called after each step with the number of steps done and the number of all steps. `given` has
     for each part what the model is given, in the scale of the VAE, and a mask that is 0 there.
     """
-    parts = [values for values, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
-    latent: Any = parts[0] if len(parts) == 1 else NestedTensor(parts)
+    latents = [values for values, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
+    latent: Any = latents[0] if len(latents) == 1 else NestedTensor(latents)
     masks = [mask for _, mask in given]
     mask: Any = NestedTensor(masks) if len(masks) > 1 else masks[0] if masks else None
     noise = comfy.sample.prepare_noise(latent, seed)
@@ -92,7 +92,7 @@ def sampled(
         seed=seed,
         callback=lambda step, denoised, noised, total: told(step + 1, total),
     )
-    return denoised_latent if len(parts) == 1 else denoised_latent.unbind()[0]
+    return denoised_latent if len(latents) == 1 else denoised_latent.unbind()[0]
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:

@@ -261,9 +261,9 @@ def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tens
     packed. Parts without a mask get noise everywhere."""
     prepare = comfy.sampler_helpers.prepare_mask
     # Like the sampler, leave out masks for which there is no part.
-    parts = [prepare(mask, shape, mask.device) for mask, shape in zip(masks, shapes, strict=False)]
-    parts += [torch.ones(shape) for shape in shapes[len(parts) :]]
-    return (packed(parts)[0] if len(parts) > 1 else parts[0]).float()
+    masks_made = [prepare(mask, shape, mask.device) for mask, shape in zip(masks, shapes, strict=False)]
+    masks_made += [torch.ones(shape) for shape in shapes[len(masks_made) :]]
+    return (packed(masks_made)[0] if len(masks_made) > 1 else masks_made[0]).float()
 
 
 def with_given(
@@ -278,9 +278,9 @@ def with_given(
     return x * noise_mask + known * (1.0 - noise_mask)
 
 
-def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
+def packed(latents: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
     """Several latents of one sample, such as video and audio, as the host packs them: (B, 1, N)."""
-    return comfy.utils.pack_latents(list(parts))
+    return comfy.utils.pack_latents(list(latents))
 
 
 def unpacked(latent: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -96,12 +96,12 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
         for path, module in patcher.model.named_modules()
         if getattr(module, "return_projected_pooled", True) is False
     }
-    whole = {
+    held = {
         key: kept[key].weight if key in kept else weight
         for key, weight in weights.items()
         if key not in unused
     }
-    return whole, [f"{name} {value}" for name, value in sorted(settings.items())]
+    return held, [f"{name} {value}" for name, value in sorted(settings.items())]
 
 
 def merge_obstacle(patcher: Any, key: str) -> str | None:

@@ -76,9 +76,9 @@ class LycorisAdapterRows(io.ComfyNode):
 
 def _check(rows: str) -> bool | str:
     """True, or what is wrong with the rows, one line for each."""
-    whole = valid(lambda: check("rows", "STRING", rows), lambda: row_tables(rows))
-    if isinstance(whole, str):
-        return whole
+    verdict = valid(lambda: check("rows", "STRING", rows), lambda: row_tables(rows))
+    if isinstance(verdict, str):
+        return verdict
     own = own_presets()
     answers = [valid(partial(_check_row, where, table, own)) for where, table in row_tables(rows)]
     return "\n".join(text for text in answers if isinstance(text, str)) or True

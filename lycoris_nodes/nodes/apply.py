@@ -121,16 +121,16 @@ class LycorisApplyStack(io.ComfyNode):
         ]
         resolution = resolution.masked(pair for choice in choices for pair in choice.masked)
         chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
-        whole, brief = (
-            "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=whole), chosen)))
-            for whole in (True, False)
+        full, brief = (
+            "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=full), chosen)))
+            for full in (True, False)
         )
         if not connected:
-            whole = brief = NOTHING_CHANGED
+            full = brief = NOTHING_CHANGED
         return with_report(
             *results,
             *([None] if clip is None else []),
-            report=whole,
+            report=full,
             brief=brief,
             state="partly" if unmasked or not known else verdict(resolution)[0],
             picture=mask_picture(stack),

@@ -84,19 +84,19 @@ def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Imag
     beside = [shortened(wrapped(name, font, width), max(1, height // line)) for name in rows]
     side = max((round(font.getlength(text)) + line for lines in beside for text in lines), default=0)
     top = line * max(len(wrapped(name, font, width)) for name in columns)
-    whole = Image.new("RGB", (side + width * len(columns), top + height * max(1, len(rows))), "white")
-    pen = ImageDraw.Draw(whole)
-    for place, name in enumerate(columns):
+    canvas = Image.new("RGB", (side + width * len(columns), top + height * max(1, len(rows))), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, name in enumerate(columns):
         text = "\n".join(wrapped(name, font, width))
-        pen.multiline_text((side + width * (place + 0.5), top / 2), text, "black", font, "mm", 0, "center")
-    for place, lines in enumerate(beside):
+        pen.multiline_text((side + width * (index + 0.5), top / 2), text, "black", font, "mm", 0, "center")
+    for index, lines in enumerate(beside):
         text = "\n".join(lines)
-        pen.multiline_text((side / 2, top + height * (place + 0.5)), text, "black", font, "mm", 0, "center")
+        pen.multiline_text((side / 2, top + height * (index + 0.5)), text, "black", font, "mm", 0, "center")
     values = (255 * pictures[..., :3].float().clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
-    for place, value in enumerate(values):
-        row, column = divmod(place, len(columns))
-        whole.paste(Image.fromarray(value), (side + width * column, top + height * row))
-    return whole
+    for index, value in enumerate(values):
+        row, column = divmod(index, len(columns))
+        canvas.paste(Image.fromarray(value), (side + width * column, top + height * row))
+    return canvas
 
 
 def wrapped(name: str, font: Any, width: int) -> list[str]:

@@ -141,8 +141,8 @@ def softened(weights: Tensor, pixels: int) -> Tensor:
     if not pixels or weights.ndim != 3 or not weights.numel():
         return weights
     # Some devices have no float64.
-    whole = weights.cpu().double()
-    return _mean_around(_mean_around(whole, pixels, 1), pixels, 2).float().clamp(0, 1)
+    exact = weights.cpu().double()
+    return _mean_around(_mean_around(exact, pixels, 1), pixels, 2).float().clamp(0, 1)
 
 
 def _mean_around(values: Tensor, pixels: int, axis: int) -> Tensor:

@@ -149,8 +149,8 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 def _check_apart(**settings: Any) -> None:
     """Raise LycorisError for settings that have no effect where each adapter gets its own part."""
-    whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
-    for name, value in whole.items():
+    usual = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
+    for name, value in usual.items():
         if settings[name] != value:
             raise LycorisError(
                 f"with `{APART}` this setting does nothing: the parts are exact",

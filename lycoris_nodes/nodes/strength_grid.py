@@ -168,10 +168,10 @@ def repeated(latent: Any, count: int) -> dict[str, Any]:
             expected="one latent",
             hint="Set its batch size to 1, or take one by Latent From Batch",
         )
-    whole = {
+    repeated_values = {
         key: value.repeat(count, *(1 for _ in value.shape[1:]))
         for key, value in latent.items()
         if isinstance(value, Tensor) and value.ndim and len(value) == 1
     }
     index = (latent.get("batch_index") or [0])[0]
-    return {**latent, **whole, "batch_index": [index] * count}
+    return {**latent, **repeated_values, "batch_index": [index] * count}

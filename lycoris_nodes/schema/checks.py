@@ -54,11 +54,11 @@ def _usual_number(value: Any) -> float | None:
 
 def _usual_numbers(value: Any) -> list[float] | None:
     """The typed or linked numbers; none for the usual value of the model, None if some are no numbers."""
-    parts = value.split(",") if isinstance(value, str) else [value]
-    numbers = [_usual_number(part) for part in parts]
-    if len(parts) == 1 and numbers == [0]:
+    texts = value.split(",") if isinstance(value, str) else [value]
+    numbers = [_usual_number(text) for text in texts]
+    if len(texts) == 1 and numbers == [0]:
         return []
-    return None if len(parts) > SEVERAL or not all(numbers) else cast("list[float]", numbers)
+    return None if len(texts) > SEVERAL or not all(numbers) else cast("list[float]", numbers)
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -147,9 +147,9 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         try:
             output = execute(cls, **_made(cls, args, inputs))
         except LycorisError as error:
-            for part, text in list(vars(error).items()):
+            for field, text in list(vars(error).items()):
                 if isinstance(text, str):
-                    setattr(error, part, shown_text(text))
+                    setattr(error, field, shown_text(text))
             if running_node() is None:
                 raise
             message = error.told()
@@ -283,8 +283,8 @@ def _checked(item: Any, value: Any, parameters: Mapping[str, Any], judged: Conta
     taken = parameters.get(item.id)
     if value is None and (item.optional if taken is None else taken.default is not inspect.Parameter.empty):
         return None
-    for place, kind, each in _values(item, value):
-        check(place, kind, each)
+    for where, kind, each in _values(item, value):
+        check(where, kind, each)
     options = getattr(item, "options", None)
     if options and item.id not in judged and value not in options:
         problem = f"the value of `{item.id}` is none of its choices"

@@ -26,13 +26,13 @@ def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
     node, prompt = running_node(), getattr(hidden, "prompt", None) or {}
     if node is None or node not in prompt or "workflow" not in (getattr(hidden, "extra_pnginfo", None) or {}):
         return
-    part = dict(_before(prompt, node, set()))
-    signature = json.dumps(part, sort_keys=True)
+    needed = dict(_before(prompt, node, set()))
+    signature = json.dumps(needed, sort_keys=True)
     # The latest comes last.
     _kept.pop(signature, None)
     if shown and "text" in shown:
         output = {name: shown[name] for name in SHOWN if name in shown}
-        _kept[signature] = {"node": node, "prompt": part, "output": output}
+        _kept[signature] = {"node": node, "prompt": needed, "output": output}
     while len(_kept) > MOST:
         del _kept[next(iter(_kept))]
 

@@ -88,8 +88,8 @@ def with_report(
     """
     report = shown_text(report)
     text = report if brief is None else shown_text(brief)
-    whole = (report,) if text != report else ()
-    about = {"state": state, "whole": whole, **({"drawing": picture.svg()} if picture else {})}
+    full = (report,) if text != report else ()
+    about = {"state": state, "whole": full, **({"drawing": picture.svg()} if picture else {})}
     output = {"text": (text,), "lycoris": (about,), **(shown or {})}
     if note is not None:
         note.output = output

@@ -37,8 +37,8 @@ def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
     """The bars of a row, each with its share of the file's change, as far as it is measured."""
     bars, model, connected = _asked(question)
     # Presets come with the last answer, because it takes time to find those that fit the model.
-    whole = bars.measure(SECONDS)
-    presets = _fitting(bars, tuple(known_presets(own_presets()).items())) if whole else {}
+    measured = bars.measure(SECONDS)
+    presets = _fitting(bars, tuple(known_presets(own_presets()).items())) if measured else {}
     groups = [
         {
             "name": group.name,

@@ -48,7 +48,7 @@ def drawn(text: str) -> dict[str, Any]:
         "curves": [
             {
                 "name": " ".join(pattern.text for pattern in track.patterns),
-                "values": [track.timing.curve.at(place / SAMPLES) for place in range(SAMPLES + 1)],
+                "values": [track.timing.curve.at(step / SAMPLES) for step in range(SAMPLES + 1)],
             }
             for stage in schedule.stages
             for track in stage

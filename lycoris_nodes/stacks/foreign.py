@@ -124,7 +124,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
             named[key.strip().lower()] = value.strip()
         else:
             plain.append(argument)
-    free = [place for place in PLACES[kind.lower()] if place not in named]
+    free = [name for name in PLACES[kind.lower()] if name not in named]
     arguments_given = {**named, **dict(zip(free, plain, strict=False))}
     rules, _, more = arguments_given.get("lbw", "").partition(";")
     beyond = [*sorted(arguments_given.keys() - KNOWN), *plain[len(free) :], *filter(None, [more.strip()])]
@@ -143,11 +143,11 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
 
 def _split(body: str) -> tuple[str, list[str]]:
     """The name in a tag, and its arguments. A path of Windows or a file's own name may have colons."""
-    parts = body.split(":", MOST_PARTS)
+    segments = body.split(":", MOST_PARTS)
     first = 2 if DRIVE.match(body) else 1
-    for end in range(first, len(parts) + 1):
-        name, arguments = ":".join(parts[:end]).strip(), parts[end:]
+    for end in range(first, len(segments) + 1):
+        name, arguments = ":".join(segments[:end]).strip(), segments[end:]
         readable = all("=" in argument or read_number(argument) is not None for argument in arguments)
         if readable and (end == first or is_lora(name)):
             return name, arguments
-    return ":".join(parts[:first]).strip(), parts[first:]
+    return ":".join(segments[:first]).strip(), segments[first:]

@@ -471,5 +471,7 @@ def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def pairs(texts: Any) -> dict[str, str]:
     """Settings that are given as texts such as `algo=lokr`: a list of them, or one text."""
-    parts = (text.partition("=") for text in (texts.split() if isinstance(texts, str) else map(str, texts)))
-    return {name.strip(QUOTES): value.strip(QUOTES) for name, equals, value in parts if equals}
+    settings = (
+        text.partition("=") for text in (texts.split() if isinstance(texts, str) else map(str, texts))
+    )
+    return {name.strip(QUOTES): value.strip(QUOTES) for name, equals, value in settings if equals}

@@ -44,20 +44,20 @@ def latent_of(
     not finite, and for noise masks with values other than 0 and 1, or without any 1.
     """
     # Copy: tensors made by other nodes cannot be trained on.
-    parts = [part.to(device, torch.float32, copy=True) for part in parts_of(latent)]
-    nested = len(parts) > 1
+    latents = [each.to(device, torch.float32, copy=True) for each in parts_of(latent)]
+    nested = len(latents) > 1
     if not nested:
-        parts = [_as_expected(model, parts[0])]
-    for part in parts:
-        if part.shape[0] != 1:
+        latents = [_as_expected(model, latents[0])]
+    for checked in latents:
+        if checked.shape[0] != 1:
             raise TrainError(
-                "a sample must be one latent", got=str(list(part.shape)), expected="a batch of 1"
+                "a sample must be one latent", got=str(list(checked.shape)), expected="a batch of 1"
             )
-        if not part.isfinite().all():
-            raise TrainError("a latent has values that are not finite", got=f"of shape {list(part.shape)}")
-    if not any(bool(part.any()) for part in parts):
+        if not checked.isfinite().all():
+            raise TrainError("a latent has values that are not finite", got=f"of shape {list(checked.shape)}")
+    if not any(bool(each.any()) for each in latents):
         raise TrainError("a latent is all zeros", hint="It is empty: encode a picture by VAE Encode")
-    values, shapes = host.packed(parts) if nested else (parts[0], [parts[0].shape])
+    values, shapes = host.packed(latents) if nested else (latents[0], [latents[0].shape])
     noise_mask = _noise_mask(noise_masks, shapes) if noise_masks is not None else None
     return Latent(model.process_latent_in(values), tuple(shapes), noise_mask)
 
@@ -155,12 +155,15 @@ def means(
     A part that is masked out adds nothing.
     """
     if len(shapes) > 1:
-        parts = host.unpacked(values, shapes)
-        none = [None for _ in parts]
+        latents = host.unpacked(values, shapes)
+        none = [None for _ in latents]
         masks, divisors = (
             none if tensor is None else host.unpacked(tensor, shapes) for tensor in (mask, over)
         )
-        each = [means(part, [part.shape], *own) for part, *own in zip(parts, masks, divisors, strict=True)]
+        each = [
+            means(values_of_one, [values_of_one.shape], *own)
+            for values_of_one, *own in zip(latents, masks, divisors, strict=True)
+        ]
         return torch.stack(each).sum(0)
     if mask is None:
         return values.flatten(1).mean(1)

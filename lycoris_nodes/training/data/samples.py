@@ -114,22 +114,22 @@ def samples_of(
     # A picture that is repeated is the same tensor, and is converted and held once.
     known: dict[tuple[_Place, _Place | None], Latent] = {}
     masked: dict[tuple[_Place, _Place], Tensor] = {}
-    for number, ((place, single), text, word, mask, kept_key) in enumerate(
+    for number, ((origin, single), text, word, mask, kept_key) in enumerate(
         zip(singles, conditionings, words, weights, _given(latents, name), strict=True), 1
     ):
         told(number, count)
         with _numbered(name, number, count):
-            key, parts = kept_key or (None, None)
-            if (place, key) not in known:
-                latent = latent_of(session.model, single, CPU, parts)
-                known[place, key] = replace(latent, values=held(latent.values, session.device))
-            latent = known[place, key]
+            key, masks_of_it = kept_key or (None, None)
+            if (origin, key) not in known:
+                latent = latent_of(session.model, single, CPU, masks_of_it)
+                known[origin, key] = replace(latent, values=held(latent.values, session.device))
+            latent = known[origin, key]
         with _numbered("captions", number, count):
             caption = encoded(id(text), text, latent, word)
         own = None
         with _numbered("masks" if flat else NOISE_MASK, number, count):
             if mask is not None:
-                both = (place, mask[0])
+                both = (origin, mask[0])
                 if both not in masked:
                     masked[both] = held(mask_of(session.model, mask[1], latent), session.device)
                 own = masked[both]
@@ -244,9 +244,9 @@ def _parts(value: Any) -> list[Tensor | str]:
         return list(value.unbind())
     if isinstance(value, Mapping):
         table: Mapping[Any, Any] = value
-        return [part for name in sorted(table, key=str) for part in _parts(table[name])]
+        return [datum for name in sorted(table, key=str) for datum in _parts(table[name])]
     if isinstance(value, list | tuple):
-        return [part for inner in value for part in _parts(inner)]
+        return [datum for inner in value for datum in _parts(inner)]
     return [repr(value)] if isinstance(value, str | bool | int | float) else []
 
 
@@ -254,9 +254,9 @@ def _singles(latents: Latents) -> Iterator[tuple[_Place, Any]]:
     """Each latent (1, C, ...) of lists and batches. A batch of nested latents is one sample."""
     for latent in latents:
         samples = latent["samples"]
-        parts = [samples] if getattr(samples, "is_nested", False) else samples.split(1)
-        for index, part in enumerate(parts):
-            yield (id(samples), index), part
+        latents_alone = [samples] if getattr(samples, "is_nested", False) else samples.split(1)
+        for index, single in enumerate(latents_alone):
+            yield (id(samples), index), single
 
 
 def _planes(mask: Tensor) -> list[tuple[_Place, Tensor]]:

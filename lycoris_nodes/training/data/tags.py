@@ -26,7 +26,7 @@ def metadata_of_captions(conditionings: Sequence[Sequence[Any]]) -> dict[str, st
     counts = Counter(
         tag
         for settings in said
-        for tag in dict.fromkeys(part.strip() for part in settings[CAPTION].split(","))
+        for tag in dict.fromkeys(word.strip() for word in settings[CAPTION].split(","))
         if tag
     )
     triggers = dict.fromkeys(settings[TRIGGER] for settings in said if settings.get(TRIGGER))

@@ -110,8 +110,8 @@ _ANY = Text('a sign that says "open"', {})
 def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[str]:
     """The paths of the outermost modules that contain linear layers and no module that was called."""
     for name, child in module.named_children():
-        place = path + name
+        child_path = path + name
         if any(inner in called for inner in child.modules()):
-            yield from _without(child, called, f"{place}.")
+            yield from _without(child, called, f"{child_path}.")
         elif any(isinstance(inner, nn.Linear) for inner in child.modules() if inner is not child):
-            yield place
+            yield child_path

@@ -54,17 +54,17 @@ def stamp_of(training: str) -> str:
 
 def _places(folder: Path) -> list[Path]:
     """The adapters in a folder of checkpoints, and the one beside it."""
-    places: list[Path] = []
+    paths: list[Path] = []
     with suppress(FileNotFoundError):
-        places += [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
-    whole = folder.name.removesuffix(CHECKPOINTS)
-    return places + [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(whole + end)).exists()]
+        paths += [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
+    name = folder.name.removesuffix(CHECKPOINTS)
+    return paths + [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(name + end)).exists()]
 
 
 def _of_training(name: str) -> Iterator[Entry]:
     folder = folder_of(name)
-    places = _places(folder)
-    if not places:
+    paths = _places(folder)
+    if not paths:
         raise TrainError(
             "the training has no checkpoints yet",
             file=shown_path(folder),
@@ -72,7 +72,7 @@ def _of_training(name: str) -> Iterator[Entry]:
             hint="Set `checkpoint_every` on Train LoRA / LyCORIS, or link `validation_latents`",
         )
     adapters: dict[str, tuple[int, Adapter]] = {}
-    for path in places:
+    for path in paths:
         adapter = load_adapter(path)
         layers = sketches(layer.tensors().values() for _, layer in sorted(adapter.layers.items()))
         steps = adapter.metadata.get(STEPS, "")

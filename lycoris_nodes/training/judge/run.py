@@ -120,22 +120,22 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
         others = [(conditioning[:1], None) for conditioning in asked.other_positive[: asked.samples]]
         count = len(finalists) * len([*prompts, *others])
         samples: dict[Place, list[Tensor]] = {}
-        for number, place in enumerate(finalists):
-            network = None if place == ALONE else networks.of(entries[place[0]])
+        for number, finalist in enumerate(finalists):
+            network = None if finalist == ALONE else networks.of(entries[finalist[0]])
             with (
                 session.sampling(),
-                acting(network, judgement.strengths[place[1]]) if network else nullcontext(),
+                acting(network, judgement.strengths[finalist[1]]) if network else nullcontext(),
             ):
-                samples[place] = [
+                samples[finalist] = [
                     _sampled(asked, session, encoder, held[0].latent, *prompt, asked.seed + index)
                     for index, prompt in enumerate([*prompts, *others])
                 ]
             tell("picturing", (number + 1) * count // len(finalists), count)
     # The model is closed: other models may take its place.
-    pictures = {place: [_picture(asked, latent) for latent in each] for place, each in samples.items()}
+    pictures = {pair: [_picture(asked, latent) for latent in each] for pair, each in samples.items()}
     likeness = _likeness(asked, pictures, len(prompts)) if asked.clip_vision is not None else {}
     if len(likeness) > 1:
-        chosen = max(likeness, key=lambda place: likeness[place].score)
+        chosen = max(likeness, key=lambda pair: likeness[pair].score)
         words = "of these it is nearest to the data" + (" with least drift" if others else "")
         judgement = replace(judgement, chosen=chosen, because=words)
     best = entries[judgement.best[0]]
@@ -151,11 +151,11 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
     ]
     data = f"data: {described(held, asked.batch_size)}"
     lines, head = str(judgement).splitlines(), 1 + judgement.at_edge
-    table = [f"{judgement.called(place)}: {like}" for place, like in likeness.items()]
+    table = [f"{judgement.called(pair)}: {like}" for pair, like in likeness.items()]
     return Judged(
         Stack([replace(best, strength=judgement.strengths[judgement.best[1]], strength_clip=None)]),
         judgement,
-        judgement_picture(judgement, {place: like.numbers for place, like in likeness.items()}),
+        judgement_picture(judgement, {pair: like.numbers for pair, like in likeness.items()}),
         [picture for picture in pictures[judgement.best][: len(prompts)] if picture is not None],
         # The box folds what follows an empty line.
         paragraph([*lines[:head], *notes, "", *lines[head:], *table, data]),
@@ -170,9 +170,9 @@ def spread(times: int, batches: int) -> list[int]:
     """
     order = sorted(range(times), key=lambda time: time * GOLDEN % 1)
     return [
-        time * batches + (start + place) % batches
+        time * batches + (start + index) % batches
         for start in range(batches)
-        for place, time in enumerate(order)
+        for index, time in enumerate(order)
     ]
 
 
@@ -187,7 +187,8 @@ def _check_links(asked: Asked) -> None:
                 hint=f"Link `{other}`, or unlink `{name}`",
             )
     pictured = can_show(asked.model, asked.vae) and all(
-        has_pictures([part.shape for part in parts_of(latent["samples"])]) for latent in asked.latents
+        has_pictures([latent_alone.shape for latent_alone in parts_of(latent["samples"])])
+        for latent in asked.latents
     )
     if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
@@ -239,12 +240,12 @@ def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: in
     singles = [latent for each in asked.latents for latent in parts_of(each["samples"])[0].split(1)][:SEEN]
     see = partial(embeddings, asked.clip_vision)
     data = see([decoded_picture(asked.vae, latent) for latent in singles])
-    seen = {place: see(each) for place, each in pictures.items()}
+    seen = {pair: see(each) for pair, each in pictures.items()}
     before = seen[ALONE][prompts:]
     return {
-        place: Likeness(
+        pair: Likeness(
             nearness(vectors[:prompts], data), drift(vectors[prompts:], before) if len(before) else None
         )
-        for place, vectors in seen.items()
-        if place != ALONE
+        for pair, vectors in seen.items()
+        if pair != ALONE
     }

@@ -139,17 +139,17 @@ def reads_copied(network: nn.Module) -> Generator[None]:
 
     norms = [
         norm
-        for part in network.modules()
-        if type(part).__name__ in OVERWRITES_NORMED.values()
-        for norm in part.modules()
+        for module in network.modules()
+        if type(module).__name__ in OVERWRITES_NORMED.values()
+        for norm in module.modules()
         if type(norm).__name__.endswith("LayerNorm")
     ]
     attentions = [
-        part
-        for part in network.modules()
-        if type(part).__name__ == OVERWRITES_ATTENDED.get(type(network).__name__)
+        module
+        for module in network.modules()
+        if type(module).__name__ == OVERWRITES_ATTENDED.get(type(network).__name__)
     ]
-    handles = [part.register_forward_pre_hook(copied) for part in (*norms, *attentions)]
+    handles = [module.register_forward_pre_hook(copied) for module in (*norms, *attentions)]
     try:
         yield
     finally:

@@ -98,7 +98,7 @@ def _copy(storage: _Storage) -> None:
     copies: dict[Any, Tensor] = {}
     for holder in list(storage):
         tensor = holder.tensor
-        part = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-        if part not in copies:
-            copies[part] = tensor.clone()
-        holder.tensor, holder.storage = copies[part], None
+        view = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if view not in copies:
+            copies[view] = tensor.clone()
+        holder.tensor, holder.storage = copies[view], None

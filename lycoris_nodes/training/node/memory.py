@@ -112,7 +112,7 @@ def memory_of_pass(
 
 def _shape_of(model: Any, latent: Any) -> tuple[int, ...]:
     """The shape of a latent for the host's estimate: for models with sound, the shape of packed latents."""
-    parts = parts_of(latent)
-    if len(parts) == 1 and not takes_sound(model):
+    latents = parts_of(latent)
+    if len(latents) == 1 and not takes_sound(model):
         return tuple(latent.shape)
-    return (1, 1, sum(part[0].numel() for part in parts))
+    return (1, 1, sum(each[0].numel() for each in latents))

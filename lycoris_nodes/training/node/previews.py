@@ -49,7 +49,7 @@ def sample(
     it is given at the end, such as guides, are left out of what is returned. Call it within
     `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
-    parts = [] if given is None else _given(session, given)
+    known = [] if given is None else _given(session, given)
     built_in = bool(family_of(session.model).guidance)
     with misfits_told(session.network):
         latent = sampled(
@@ -61,9 +61,9 @@ def sample(
             steps=STEPS,
             seed=seed,
             told=told,
-            given=parts,
+            given=known,
         )
-    for _, mask in parts[:1]:
+    for _, mask in known[:1]:
         latent = latent[:, :, : int(mask.amax((0, 1, 3, 4)).nonzero().max()) + 1]
     return latent
 
@@ -177,13 +177,13 @@ def side_by_side(pictures: Sequence[Image]) -> Image:
     """Pictures in one row, aligned at the top."""
     if len(pictures) == 1:
         return pictures[0]
-    row = new(
+    joined = new(
         "RGB",
         (sum(picture.width for picture in pictures), max(picture.height for picture in pictures)),
         "white",
     )
     left = 0
     for small_picture in pictures:
-        row.paste(small_picture, (left, 0))
+        joined.paste(small_picture, (left, 0))
         left += small_picture.width
-    return row
+    return joined

@@ -23,8 +23,8 @@ from .runs import Offer
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
     rate = "the optimiser's own" if options.lr is None else f"{options.lr:g}"
     texts = "" if text_rate is None else f", text encoders at {text_rate:g} times that"
-    whole = ", which takes all steps" if options.warmup >= (options.steps or 1) else ""
-    falls = f"{options.schedule} after a warm-up of {options.warmup:g}{whole}"
+    all_steps = ", which takes all steps" if options.warmup >= (options.steps or 1) else ""
+    falls = f"{options.schedule} after a warm-up of {options.warmup:g}{all_steps}"
     again = f", restarted {number_of(options.restarts, 'time')}" if options.restarts else ""
     own = (
         ("LoRA+ at", options.lora_plus),

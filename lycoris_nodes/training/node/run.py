@@ -309,7 +309,7 @@ def train(
         if result.steps == asked.steps and previews.due(asked.steps):
             with _written(result, rescued):
                 previews.make(asked.steps)
-        places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
+        paths = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
             *expert_in_words(asked.expert, loss.times, job.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
@@ -333,7 +333,7 @@ def train(
         sought = searched_in_words(searched, apart)
         report = paragraph(
             [
-                *str(replace(result, **places)).splitlines(),
+                *str(replace(result, **paths)).splitlines(),
                 *sought[:1],
                 *notes,
                 "to train further: raise steps and turn on resume",
@@ -433,7 +433,7 @@ def _beside(
     `called` names the kind in errors. `usual` are encoded captions and texts for a kind without its own.
     """
     latents, captions, texts = (
-        getattr(asked, f"{kind}_{part}") for part in ("latents", "positive", "captions")
+        getattr(asked, f"{kind}_{suffix}") for suffix in ("latents", "positive", "captions")
     )
     if not latents and (captions or texts):
         captions_input = "positive" if captions else "captions"

@@ -131,15 +131,15 @@ def text_rate_of(asked: Asked, rate: float | None) -> float:
     """The learning rate of the text encoders, as a multiple of the model's."""
     if not asked.text_learning_rate:
         return 1.0 if optimisers()[asked.optimiser].one_rate else TEXT_RATE
-    whole = rate or optimisers()[asked.optimiser].lr
-    if not whole:
+    own = rate or optimisers()[asked.optimiser].lr
+    if not own:
         raise LycorisError(
             "a rate for the text encoders needs a rate for the model too",
             key="text_learning_rate",
             got=f"{asked.text_learning_rate:g}, and learning_rate 0",
             expected="learning_rate above 0",
         )
-    return asked.text_learning_rate / whole
+    return asked.text_learning_rate / own
 
 
 def times_of(asked: Asked, family: Family) -> Times:

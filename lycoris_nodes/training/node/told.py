@@ -100,7 +100,7 @@ def _stopped(keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any
         "step": offer.state.step,
         "steps": offer.state.of,
         "differences": offer.differences,
-        "others": {place: others[name] for name, place in places(inputs).items() if name in others},
+        "others": {key: others[name] for name, key in places(inputs).items() if name in others},
     }
 
 

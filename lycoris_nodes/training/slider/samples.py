@@ -126,24 +126,24 @@ def _rows(samples: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]
         )
     rows: list[Sample] = []
     for start in range(0, len(samples), len(strengths)):
-        row = [
+        opposing = [
             replace(opposed, strength=strength)
             for opposed, strength in zip(samples[start : start + len(strengths)], strengths, strict=True)
         ]
-        if any(opposed.latent.shapes != row[0].latent.shapes for opposed in row):
+        if any(opposed.latent.shapes != opposing[0].latent.shapes for opposed in opposing):
             raise TrainError(
                 "opposed pictures are of several sizes",
-                key=f"latents, number {start + 1} to {start + len(row)}",
-                got=", ".join(str(list(opposed.latent.values.shape)) for opposed in row),
+                key=f"latents, number {start + 1} to {start + len(opposing)}",
+                got=", ".join(str(list(opposed.latent.values.shape)) for opposed in opposing),
                 expected="the same size for all of a row",
             )
-        if all(torch.equal(opposed.latent.values, row[0].latent.values) for opposed in row):
+        if all(torch.equal(opposed.latent.values, opposing[0].latent.values) for opposed in opposing):
             raise TrainError(
                 "opposed pictures are the same picture",
-                key=f"latents, number {start + 1} to {start + len(row)}",
+                key=f"latents, number {start + 1} to {start + len(opposing)}",
                 expected="pictures that differ in what the slider is to move",
             )
-        rows.append(replace(row[0], others=tuple(row[1:])))
+        rows.append(replace(opposing[0], others=tuple(opposing[1:])))
     return rows
 
 

@@ -33,9 +33,11 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     process, config = cast("dict[str, Any]", processes[0]), cast("dict[str, Any]", inner)
     settings: dict[str, Any] = {"name": config.get("name")}
-    for part, value in process.items():
-        nested = part in PARTS and isinstance(value, dict)
-        settings |= {f"{part}.{key}": member for key, member in value.items()} if nested else {part: value}
+    for section, value in process.items():
+        nested = section in PARTS and isinstance(value, dict)
+        settings |= (
+            {f"{section}.{key}": member for key, member in value.items()} if nested else {section: value}
+        )
     return settings
 
 

@@ -186,10 +186,10 @@ def read(config: Config) -> None:
 
 def side_of(value: Any) -> int:
     """The side of the square with as many pixels as a resolution: a side, or a width and a height."""
-    parts: list[Any] = (
+    sides_given: list[Any] = (
         value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     )
-    sides = [int(part) for part in parts]
+    sides = [int(side) for side in sides_given]
     return round(math.prod(sides) ** (1 / len(sides)))
 
 

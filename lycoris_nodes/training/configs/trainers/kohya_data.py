@@ -51,9 +51,9 @@ def _resolutions(table: Mapping[str, Any]) -> list[Any]:
     general = cast("dict[str, Any]", table.get("general") or {})
     usual = table.get("resolution", general.get("resolution"))
     sets = [list(_settings(dataset)) for dataset in cast("list[dict[str, Any]]", table["datasets"])]
-    places = [sorted(str(value) for name, value in dataset if name in PLACES) for dataset in sets]
+    paths = [sorted(str(value) for name, value in dataset if name in PLACES) for dataset in sets]
     sides = [dict(dataset).get("resolution", usual) for dataset in sets]
-    count = len(sets) if all(place == places[0] for place in places) else 1
+    count = len(sets) if all(own == paths[0] for own in paths) else 1
     return [side for side in sides[:count] if side]
 
 

@@ -69,8 +69,8 @@ def read(config: Config) -> None:
     config.choose("layer_filter_preset", "preset", {name: name for name in PRESETS}, usual=all_of_it)
     config.put("learning_rate", "learning_rate", float)
     rate = config.values.get("learning_rate")
-    for part in MODELS:
-        model = config.inside(part, config.take(part, {}))
+    for model_name in MODELS:
+        model = config.inside(model_name, config.take(model_name, {}))
         model.put("learning_rate", "learning_rate", float)
         model.without_effect({"guidance_scale": 1.0})
         model.left = {key: value for key, value in model.left.items() if key == "guidance_scale"}
@@ -178,20 +178,20 @@ def _encoders(config: Config, rate: float | None) -> None:
     `rate` is that of the whole training, which theirs is where none is given.
     """
     first: dict[str, Any] = {}
-    for part in ENCODERS:
-        config.elsewhere(SKIPPED, f"{part}_layer_skip")
+    for encoder_name in ENCODERS:
+        config.elsewhere(SKIPPED, f"{encoder_name}_layer_skip")
         # A config of all settings always has this table.
-        encoder = config.inside(part, config.take(part, {}))
+        encoder = config.inside(encoder_name, config.take(encoder_name, {}))
         encoder.put("dropout_probability", "caption_dropout", float, zero=True)
         if encoder.left.get("train"):
             encoder.put("learning_rate", "text_learning_rate", float, usual=rate)
             if encoder.left.get("stop_training_after_unit", "NEVER") != "NEVER":
-                encoder.notes.append(f"{part}: stop_training_after: it is trained to the end here")
+                encoder.notes.append(f"{encoder_name}: stop_training_after: it is trained to the end here")
         encoder.elsewhere("link `clip` and `captions`", "train")
         encoder.left.clear()
         for name, value in encoder.values.items():
             if first.setdefault(name, value) != value:
-                encoder.notes.append(f"{part}: {name} = {value:g}: all have {first[name]:g}")
+                encoder.notes.append(f"{encoder_name}: {name} = {value:g}: all have {first[name]:g}")
         config.add(encoder)
     config.values |= {"caption_dropout": 0.0, **first}
 
