@@ -215,7 +215,7 @@ def search(text: str) -> Callable[[str], bool]:
             expected="the syntax of Python's re",
         ) from None
 
-    def found(name: str) -> bool:
+    def matches(name: str) -> bool:
         try:
             return fits(name)
         except ExpressionError as error:
@@ -225,4 +225,4 @@ def search(text: str) -> Callable[[str], bool]:
                 expected="one that is quick to match",
             ) from None
 
-    return found
+    return matches

@@ -57,7 +57,7 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
 
 
 def left_in_words(other: Offer, data: Mapping[str, Sequence[Sketch]]) -> str:
-    """Which stopped training a new one leaves as it is, why, and how to go on with it."""
+    """Which stopped training a new one leaves as it is, why, and how to resume it."""
     changed = data_changes(other.state.data, data)
     apart = [*other.differences, *(f"{name}: {what}" for name, what in changed.items())]
     return (

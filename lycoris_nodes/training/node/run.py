@@ -120,7 +120,7 @@ class Job:
 
     asked: Asked
     run: Run
-    """Where it begins or goes on."""
+    """Where it begins or resumes."""
     because: str
     """Why the model is trained as this expert, see `trained_expert`."""
 

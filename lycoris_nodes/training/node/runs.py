@@ -40,7 +40,7 @@ averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 UNCHANGED = ("seed", "optimiser")
-"""Settings that must stay for a training to go on. Model and layers are compared later."""
+"""Settings that must stay for a training to resume. Model and layers are compared later."""
 USUAL = ("learning_rate", "rank", "alpha", "shift", "text_learning_rate")
 """Settings that are 0 where the node says `auto`."""
 ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
@@ -102,7 +102,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Offer:
-    """A stopped training that Run would go on with, or leave as it is if its settings differ."""
+    """A stopped training that Run would resume, or leave as it is if its settings differ."""
 
     run: Run
     state: FoundState
@@ -279,7 +279,7 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
 
 
 def _fixed(state: FoundState, settings: Mapping[str, Any]) -> list[str]:
-    """The changed settings with which an optimiser's state cannot go on, in words."""
+    """The changed settings with which an optimiser's state cannot be resumed, in words."""
     theirs = {name: state.settings[name] for name in UNCHANGED if name in state.settings}
     changed = differences(theirs, {name: settings.get(name) for name in theirs})
     if "ema" in state.settings and bool(state.settings["ema"]) != bool(settings.get("ema")):
@@ -288,8 +288,8 @@ def _fixed(state: FoundState, settings: Mapping[str, Any]) -> list[str]:
 
 
 def offer_of(keys: Sequence[RunKey], unknown: Container[str] = (), *, resume: bool = False) -> Offer | None:
-    """The stopped training that Run would go on with, whatever the data, else the latest one with other
-    settings, which it would leave as it is. With `resume`, the one that it would go on with in any case.
+    """The stopped training that Run would resume, whatever the data, else the latest one with other
+    settings, which it would leave as it is. With `resume`, the one that it would resume in any case.
 
     None where there is none with steps left. A training that runs now does not count, whoever
     queued it. Of a pair it is the first that is not finished and has a state, or the one that is finished.
@@ -309,7 +309,7 @@ def offer_of(keys: Sequence[RunKey], unknown: Container[str] = (), *, resume: bo
         ]
     for run, key in pairs:
         offer = _offer(run, key, unknown)
-        # Where no step was done, there is nothing to go on with.
+        # Where no step was done, there is nothing to resume.
         if offer is None or not offer.state.step or offer.state.finished or running_in(run.folder):
             continue
         if resume or offer.differences:
@@ -385,7 +385,8 @@ def folder_of(name: str) -> Path:
 def _runs(new: Path, dialect: str) -> Iterator[Run]:
     """The trainings of this name that have states, the latest first.
 
-    Raises TrainError if no state of the latest is whole. Earlier trainings without a whole one are left out.
+    Raises TrainError if no state of the latest is intact. Earlier trainings without an intact one are left
+    out.
     """
     latest = True
     for folder, output in _folders(new, dialect):
@@ -419,7 +420,7 @@ def _stamps(folder: Path) -> Iterator[tuple[str, int]]:
 
 @lru_cache(maxsize=256)
 def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
-    """The state to go on from, cached because the page asks often. `stamps` change with the folder."""
+    """The state to resume from, cached because the page asks often. `stamps` change with the folder."""
     return newest_state(folder)
 
 

@@ -30,7 +30,7 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     - `values`: the values of the node's widgets, by their names in a prompt. Without them the answer is only
       `usual`.
     - `linked`: the inputs that another node gives.
-    - `anew`: whether to set aside the stopped training that Run would go on with.
+    - `anew`: whether to set aside the stopped training that Run would resume.
 
     Raises LycorisError for values that cannot be used.
     """
