@@ -42,6 +42,7 @@ __all__ = [
     "WantedRank",
     "config_for",
     "kind_of",
+    "lora_metadata",
     "read_lora_metadata",
 ]
 
@@ -148,6 +149,19 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
             expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
         )
     return {part: _config(table, file, f"{part}." if part else "") for part, table in told.items()}
+
+
+def lora_metadata(parts: Mapping[str, Config[Any]]) -> dict[str, Any]:
+    """The table from which `read_lora_metadata` reads these configurations."""
+    tables = {part: config.table() for part, config in parts.items()}
+    # In diffusers the caller that loads the file decides whether its layers are trained further. It gives
+    # every field to PEFT, and releases before 0.18 refuse one that names a version.
+    return {
+        f"{part}.{key}" if part else key: value
+        for part, table in tables.items()
+        for key, value in table.items()
+        if key not in ("inference_mode", "peft_version")
+    }
 
 
 def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any]:

@@ -1,18 +1,19 @@
-"""PEFT's LoRA files with `target_parameters`, read with one layer for each expert."""
+"""PEFT's LoRA files with `target_parameters`, read with one layer for each expert, and written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, LayerError
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from .config import PREFIX, Config
 from .kinds.lora import LoraConfig
-from .parameters import DOWN, UP, WEIGHT, declared, of_expert
+from .parameters import DOWN, UP, WEIGHT, declared, expert_of, of_expert, parameter_of
 
 INNER = ".base_layer"
 
@@ -128,3 +129,30 @@ def _of_parameter(
         layer = parameter.removesuffix(WEIGHT) if one else of_expert(parameter, number)
         for key, end in ((down, DOWN), (up, UP)):
             yield f"{layer}.{end}", _Piece(key, None if one else number, count)
+
+
+def joined(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of layers on parameters as PEFT's files hold them: for each parameter a name and a pair.
+
+    layers: their tensors, which are `DOWN` and `UP`, by the layers' names. Every expert of a parameter, from
+    0 on, must have a layer, and all of them the same rank. Raises LayerError where an expert is missing, and
+    where the order of a module's parameters is not known.
+    """
+    modules: dict[str, dict[str, dict[int, Mapping[str, Tensor]]]] = {}
+    for layer, tensors in layers.items():
+        module, _, parameter = parameter_of(layer).rpartition(".")
+        modules.setdefault(module, {}).setdefault(parameter, {})[expert_of(layer) or 0] = tensors
+    for module, parameters in modules.items():
+        for depth, parameter in enumerate(reversed(declared(list(parameters)))):
+            experts = parameters[parameter]
+            if missing := sorted(set(range(max(experts))) - experts.keys()):
+                raise LayerError(
+                    "peft needs a layer for every expert of a parameter",
+                    key=f"{module}.{parameter}",
+                    got=f"none for {missing[0]}",
+                )
+            ordered = [experts[number] for number in sorted(experts)]
+            # With E experts, the columns of one expert are E apart.
+            up = torch.stack([one[UP] for one in ordered], dim=-1).flatten(1)
+            pair = {DOWN: torch.cat([one[DOWN] for one in ordered]), UP: up.contiguous()}
+            yield f"{module}{INNER * depth}", pair

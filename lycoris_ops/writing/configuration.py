@@ -1,4 +1,4 @@
-"""The PEFT configuration that layers need in the dialects of PEFT and of diffusers."""
+"""The configuration that layers need in some dialects, beside their file or in its metadata."""
 
 from __future__ import annotations
 
@@ -12,22 +12,17 @@ from ..errors import number_of
 from ..names.dialects import Encoded, write_of
 from ..names.relation import Relation
 from ..names.to_write import LayerToWrite
-from ..peft import ConfiguredLayer, ConflictError, Module, config_for
-from ..peft.config import PREFIX
-from ..peft.kinds import ln_tuning, trainable_tokens
+from ..peft import Config, ConfiguredLayer, ConflictError, Module, config_for, lora_metadata
 from ..peft.parameters import parameter_of
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
-BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableTokensConfig})
-"""The kinds that hold values, not changes. In a file with other kinds their tensors have other names."""
-
 
 def configuration(
     dialect: str, layers: Encodings, relation: Relation | None, ends: Collection[str] = ()
 ) -> dict[str, Any] | None:
-    """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
+    """The configuration of the layers as a table for JSON; None for a dialect that has none.
 
     A dialect that keeps it in the metadata has one table for all parts of a pipeline, with the part in front
     of each key (`unet.r`). `relation` has the model's names, if the model is known. `ends` are those of
@@ -39,43 +34,20 @@ def configuration(
         return None
     if where == "beside":
         _check_one_part(layers)
-        return _table(dialect, layers, relation, ends)
+        return _config(dialect, layers, relation, ends).table()
     roots: dict[str, list[tuple[LayerToWrite, Encoded]]] = {}
     for planned, encoded in layers:
-        # A name with PEFT's prefix does not say which part of a pipeline it is in.
-        root = "" if planned.name.startswith(PREFIX) else planned.name.partition(".")[0]
+        # Not every prefix says which part of a pipeline a name is in.
+        root = planned.name.partition(".")[0] if planned.named.part else ""
         roots.setdefault(root, []).append((planned, encoded))
-    tables: dict[str, Any] = {}
-    for root, own in roots.items():
-        table = _table(dialect, own, relation)
-        # In diffusers the caller that loads the file decides whether its layers are trained further. It gives
-        # every field to PEFT, and releases before 0.18 refuse one that names a version.
-        del table["inference_mode"], table["peft_version"]
-        tables |= {f"{root}.{key}" if root else key: value for key, value in table.items()}
-    return tables
+    return lora_metadata({root: _config(dialect, own, relation) for root, own in roots.items()})
 
 
-def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
-    """The layers with the tensor names that PEFT uses if they are all in one file.
-
-    In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
-    `token_adapter`.
-    """
-    kinds = {one.configured[0] for one in made if one.configured}
-    if kinds <= BY_VALUES:
-        return list(made)
-    beside = {**ln_tuning.BESIDE, **trainable_tokens.BESIDE}
-    return [
-        replace(one, tensors={beside.get(suffix, suffix): tensor for suffix, tensor in one.tensors.items()})
-        for one in made
-    ]
-
-
-def _table(
+def _config(
     dialect: str, layers: Encodings, relation: Relation | None, ends: Collection[str] = ()
-) -> dict[str, Any]:
+) -> Config[Any]:
     module = replace(_module(dialect, layers[0][0].part, relation), ends=frozenset(ends))
-    return config_for(_members(layers), module).table()
+    return config_for(_members(layers), module)
 
 
 def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredLayer[Any]]:
@@ -90,7 +62,7 @@ def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredL
 
 
 def _check_one_part(layers: Encodings) -> None:
-    """Raise ConflictError for layers of several parts of a model: PEFT's folder is for a single module."""
+    """Raise ConflictError for layers of several parts of a model: a folder is for a single one."""
     parts = Counter(planned.part for planned, _ in layers if planned.part is not None)
     if len(parts) < 2:
         return

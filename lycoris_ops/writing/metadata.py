@@ -42,10 +42,10 @@ def metadata_for(
 ) -> dict[str, str]:
     """The metadata to write: the source's entries that are still true, and those that the new file needs.
 
-    The file needs the options of layers, the PEFT `configuration` for diffusers, the recipe, and the `added`
+    The file needs the options of layers, the `configuration` where it is within, the recipe, and the `added`
     metadata, where None removes a key. `add_hashes` adds the hashes.
     """
-    # The source's PEFT configuration is for the source's names and factors, not for the new ones.
+    # The source's configuration is for the source's names and factors, not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
     kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
     if adapter.transposed:

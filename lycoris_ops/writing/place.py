@@ -12,7 +12,7 @@ from ..names.dialects import DIALECTS, write_of
 from ..peft import CONFIG_NAME
 
 CARD = "README.md"
-"""The name of the model card in PEFT's folder."""
+"""The name of the model card in an adapter's folder."""
 
 
 def has_folder(dialect: str) -> bool:
@@ -21,7 +21,7 @@ def has_folder(dialect: str) -> bool:
 
 
 def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
-    """The file to write for a path that a user gave. For peft and mlx the path may be a folder.
+    """The file to write for a path that a user gave. With `has_folder` the path may be that folder.
 
     Raises WriteError for a name that readers would not find or not accept.
     """
@@ -33,7 +33,7 @@ def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
 
 
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
-    """The files to write for a path that a user gave: the adapter's, and for peft and mlx those beside it.
+    """The files to write for a path that a user gave: the adapter's, and those beside it in its folder.
 
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
@@ -44,8 +44,7 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
-    """The file of `place_of`, and for peft and mlx that of its configuration; for peft also that of a card,
-    where there is none.
+    """The file of `place_of`, and in a folder that of its configuration, and of its card where there is none.
 
     They are replaced together, or not at all: a configuration is wrong for other weights. A card is never
     replaced: it may be the user's own.
@@ -54,7 +53,7 @@ def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
     if not has_folder(dialect):
         return [out]
     card = out.with_name(CARD)
-    carded = write_of(dialect).carded and not os.path.lexists(card)
+    carded = write_of(dialect).card is not None and not os.path.lexists(card)
     return [out, out.with_name(CONFIG_NAME), *([card] if carded else [])]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,10 +24,7 @@ from ..names.relation import Placed, Relation
 from ..names.targets import known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
-from .card import card_of
-from .configuration import beside_others
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
-from .parameters import joined
 from .place import check_output, has_folder
 from .verify import check_written
 from .writer import Made, Writer
@@ -140,17 +137,17 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
-    together = beside_others([one.encoded for one in made])
-    made = [replace(one, encoded=encoded) for one, encoded in zip(made, together, strict=True)]
     configuration = writer.configuration(made, metadata or {})
     folder = has_folder(dialect)
-    spelled, held = write_of(dialect).spelled, joined(together) if folder else together
-    keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
+    write = write_of(dialect)
+    with located(file=adapter.path):
+        held = write.held([one.encoded for one in made])
+        keyed = {write.spelled(name, suffix): t for name, tensors in held for suffix, t in tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     contents = [configuration.encode()] if configuration and folder else []
     # `outs` has a third place only where a card is to be written.
-    if configuration and len(outs) > 2:
-        contents.append(card_of(made, configuration).encode())
+    if configuration and write.card and len(outs) > 2:
+        contents.append(write.card([one.layer for one in made], configuration).encode())
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)

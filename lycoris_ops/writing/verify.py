@@ -32,8 +32,8 @@ def check_written(
     """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
     The file must be the `header` and the bytes of the `tensors`, and a reader that is given what the file's
-    header says, with the tensors in memory, must find the layers. `paths` are the file and, for PEFT, its
-    configuration. They may still have temporary names: `out` is the file's final name, for the error.
+    header says, with the tensors in memory, must find the layers. `paths` are the file and, if it has one,
+    its configuration. They may still have temporary names: `out` is the file's final name, for the error.
     """
     try:
         _check_bytes(paths[0], header, tensors)

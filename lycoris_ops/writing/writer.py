@@ -107,7 +107,7 @@ class Writer:
     def configuration(
         self, made: Sequence[Made], metadata: Mapping[str, str | None] | None = None
     ) -> str | None:
-        """PEFT's configuration of the layers as JSON; None for a dialect that has none.
+        """The configuration of the layers as JSON; None for a dialect that has none.
 
         The adapter's purpose (`PURPOSE`) is from the `metadata`, else from the source's configuration. The
         source's list of modules is kept where the layers are the same. Raises LayerError if no configuration
@@ -124,7 +124,7 @@ class Writer:
         except ConflictError as error:
             planned = next(one.planned for one in made if one.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
-        if table is not None and write_of(self.dialect).carded:
+        if table is not None and write_of(self.dialect).card:
             given = {
                 key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
             }
@@ -135,7 +135,7 @@ class Writer:
     def _source(self) -> Config[Any] | None:
         """The configuration beside the source, where one is to be written too."""
         path = self.adapter.config if self.adapter.dialect == self.dialect else None
-        return ConfigFile(path).read if path and write_of(self.dialect).carded else None
+        return ConfigFile(path).read if path and write_of(self.dialect).card else None
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""

@@ -324,3 +324,17 @@ def test_what_peft_does_not_hold_of_experts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(lyc.LycorisError, match=r"PEFT has no layer of this kind for an expert"):
         network.save_weights(tmp_path / "out", dialect="peft")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    """PEFT has one pair of factors for all experts of a parameter, and no way to leave one out."""
+    kind = lyc.ALGORITHMS["lora"]
+    layers = {
+        f"base_model.model.{EXPERTS}.down_proj.expert{number}": kind.load(
+            {"lora_up.weight": torch.ones(4, 2), "lora_down.weight": torch.ones(2, 6)}
+        )
+        for number in (0, 2)
+    }
+    adapter = lyc.Adapter.of(layers, name="two of three", on_parameters=layers)
+    with pytest.raises(lyc.LayerError, match=r"^two of three: .*down_proj: peft needs .*none for 1"):
+        lyc.save_adapter(adapter, tmp_path / "out", "peft")

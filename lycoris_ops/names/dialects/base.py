@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,10 +147,17 @@ class Write:
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
     configuration: Literal["beside", "within"] | None = None
-    """Where PEFT's configuration of the layers is written: to a file beside the layers' file, or into its
+    """Where the configuration of the layers is written: to a file beside the layers' file, or into its
     metadata."""
-    carded: bool = False
-    """Whether its folder has a model card, and its configuration says what the adapter was made for."""
+    held: Callable[[Sequence[Encoded]], Iterable[tuple[str, Mapping[str, Tensor]]]] = lambda made: (
+        (one.name, one.tensors) for one in made
+    )
+    """The names and tensors that a file with these layers holds. Raises LayerError where it cannot."""
+    card: Callable[[Sequence[Layer], str], str] | None = None
+    """The text of the model card in its folder, given the layers and the configuration; None for no card.
+
+    With a card, the configuration says what the adapter was made for.
+    """
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
 from ...maths.shapes import Extent, Shape
 from ...peft import CONFIG_NAME, Config, ConfigFile, kind_of
+from ...peft.card import card_of
 from ...peft.config import PREFIX
-from ...peft.experts import parameters_of
+from ...peft.experts import joined, parameters_of
+from ...peft.kinds import ln_tuning
 from ...peft.kinds import trainable_tokens as tokens
 from ...peft.parameters import DOWN, UP
 from ...peft.rows import has_rows, with_rows
@@ -73,6 +75,10 @@ WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|ba
 
 VALUES = {"weight": SET, "bias": SET_BIAS}
 """The endings of the keys of a module's own values, and their suffixes in a layer."""
+BY_VALUES = frozenset({ln_tuning.LnTuningConfig, tokens.TrainableTokensConfig})
+"""The kinds that hold values, not changes. In a file with other kinds their tensors have other names."""
+BESIDE = {**ln_tuning.BESIDE, **tokens.BESIDE}
+"""These names, by those in a file of their own."""
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
@@ -271,6 +277,22 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     )
 
 
+def _held(made: Sequence[Encoded]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The layers with the names that PEFT gives to values beside other kinds, and with experts joined.
+
+    In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
+    `token_adapter`.
+    """
+    alone = {one.configured[0] for one in made if one.configured} <= BY_VALUES
+    for one in made:
+        if not one.on_parameter:
+            yield (
+                one.name,
+                {s if alone else BESIDE.get(s, s): tensor for s, tensor in one.tensors.items()},
+            )
+    yield from joined({one.name: one.tensors for one in made if one.on_parameter})
+
+
 DIALECT = Dialect(
     name="peft",
     prefixes=(
@@ -310,7 +332,8 @@ DIALECT = Dialect(
         renamed=_renamed,
         holds=_holds,
         configuration="beside",
-        carded=True,
+        held=_held,
+        card=card_of,
         in_comfy="ComfyUI's own loader knows PEFT's names of a few models only, and reads no configuration",
     ),
 )

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..errors import number_of
-from .writer import Made
 
 TEXT = """\
 ---
@@ -35,7 +35,7 @@ network = lyc.create_lycoris(model, weights="path of this folder").apply_to()
 """
 
 
-def card_of(made: Sequence[Made], configuration: str) -> str:
+def card_of(layers: Sequence[Layer], configuration: str) -> str:
     """The card of layers that are written with this PEFT configuration.
 
     Its header is YAML: PEFT as the library, the kind as a tag, and the base model if the configuration names
@@ -46,7 +46,7 @@ def card_of(made: Sequence[Made], configuration: str) -> str:
     if base := table.get("base_model_name_or_path"):
         lines.insert(0, f"base_model: {quoted(base)}")
         tags.insert(0, quoted(f"base_model:adapter:{base}"))
-    kinds = Counter(of_rank(one.layer.algorithm, one.layer.rank) for one in made)
+    kinds = Counter(of_rank(layer.algorithm, layer.rank) for layer in layers)
     held = ", ".join(f"{number_of(count, 'layer')} of {kind}" for kind, count in kinds.most_common())
     return TEXT.format(header="\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags)]), held=held)
 
