@@ -22,6 +22,9 @@ from .maths.tensors import is_divided, own_part
 _dist: Any = dist
 Value = TypeVar("Value")
 
+LARGE = 1 << 18
+"""From this many values on a tensor is sent by itself, without a copy."""
+
 
 def count() -> int:
     """How many processes train together."""
@@ -35,7 +38,8 @@ def rank() -> int:
 
 @torch.no_grad()
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by their sums over all processes, in one message for each dtype and device.
+    """Replace tensors in place by their sums over all processes, the small ones of each dtype and device in
+    one message.
 
     Gradients of divided parameters are sums already, see `maths.tensors.whole`.
     """
@@ -44,10 +48,12 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         if not is_divided(tensor):
-            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+            if tensor.numel() >= LARGE and tensor.is_contiguous():
+                _dist.all_reduce(tensor)
+            else:
+                alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for group in alike.values():
-        # A single tensor is not copied: it may be large, such as the gradient of a weight.
-        flat = torch.cat([tensor.reshape(-1) for tensor in group]) if group[1:] else group[0].reshape(-1)
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
         _dist.all_reduce(flat)
         parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
         for tensor, part in zip(group, parts, strict=True):
@@ -115,6 +121,16 @@ class Copies:
         add_up(tensors)
         if self.size > 1:
             cast("Any", torch)._foreach_div_([one for one in tensors if not is_divided(one)], self.size)
+
+    def summed_gradients(self, parameters: Sequence[Tensor], *beside: Tensor) -> list[Tensor]:
+        """The gradients of parameters, which are replaced by their sums over the copies, as are the tensors
+        `beside`. With several processes a missing gradient counts as zeros.
+        """
+        for one in parameters if count() > 1 else ():
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        self.add_up([*beside, *gradients])
+        return gradients
 
 
 def copies_of(module: nn.Module, mesh: Any = None) -> Copies:

@@ -145,12 +145,9 @@ def mean_gradients(network: LycorisNetwork, copies: processes.Copies, limit: flo
     Returns their norm before that. If the network is sharded, its gradients are sums already.
     """
     trained = [one for one in network.parameters() if one.requires_grad]
-    for one in trained if processes.count() > 1 else ():
-        one.grad = torch.zeros_like(one) if one.grad is None else one.grad
-    found = [one.grad for one in trained if one.grad is not None]
+    found = copies.summed_gradients(trained)
     if not found:
         return 0.0
-    copies.add_up(found)
     if copies.count > 1:
         scale(found, 1 / copies.count)
     size = float(norm_of(found, torch.zeros((), device=found[0].device)))

@@ -20,7 +20,7 @@ from ..errors import DivergedError, FileFormatError, MatchError, TrainError, eit
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
-from ..maths.tensors import is_divided, norm, own_part, part_of, put
+from ..maths.tensors import norm, own_part, part_of, put
 from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved, no_validation
@@ -34,7 +34,6 @@ from .rates import usual_rate
 from .rise import MORE, Rise
 from .schedules import schedule
 from .sketches import HELD_OUT, data_changes
-from .sums import GradientSums
 from .tensors import copies, copy_into, gathered, move_towards, norm_of, scale
 
 STATE_FORM = TreeForm(
@@ -125,8 +124,6 @@ class Trainer:
         self.history = History()
         processes.share(list(net.parameters()))
         self.names, self.parameters = _parameters_of(net)
-        divided = self.sharded or any(map(is_divided, net.module.parameters()))
-        self._sums = GradientSums(self.parameters, self.copies, whole=not divided)
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
         self._compared = False
@@ -196,14 +193,11 @@ class Trainer:
             with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(self._statistics):
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, self.copies.index).drawn():
-                    self._sums.begin()
                     for index, batch in enumerate((*batches, *beside), start=1):
                         loss = self._loss_of(batch)
                         counts = index <= len(batches)
                         scaled: Any = self.scaler.scale(loss / count if counts else loss * 0)
-                        last = index == len(batches) + len(beside)
-                        with self._sums.watched() if last else nullcontext():
-                            scaled.backward()
+                        scaled.backward()
                         if counts:
                             total += loss.detach().to(total.device, total.dtype) / count
                 report = self._gathered(total, number, batches)
@@ -463,15 +457,13 @@ class Trainer:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if parameter.grad is not None:
                 self.idle.discard(name)
-            elif processes.count() > 1:
-                parameter.grad = torch.zeros_like(parameter)
         self._check_alike(total, number)
-        self._sums.finish(total)
+        gradients = self.copies.summed_gradients(self.parameters, total)
         rate = self._rate(self.done)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * rate
         self.scaler.unscale_(self.optimiser)  # pyright: ignore[reportArgumentType]
-        whole = norm_of([p.grad for p in self.parameters if p.grad is not None], total)
+        whole = norm_of(gradients, total)
         # One transfer for both: each waits for the accelerator.
         both: Any = torch.stack([total, whole])
         loss, size = cast("list[float]", both.tolist())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from lycoris_ops.processes import copies_of
-from lycoris_ops.train import sums
 from lycoris_ops.train.in_trainer import mean_gradients
 
 
@@ -171,46 +169,6 @@ def whole(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [getattr(value, "full_tensor", lambda value=value: value)() for value in tensors]
 
 
-@contextmanager
-def messages() -> Generator[list[bool]]:
-    """A list that gets an entry for each message of gradients: whether a backward pass still runs."""
-    found: list[bool] = []
-    running: list[bool] = []
-    send, backward = torch.distributed.all_reduce, Tensor.backward
-
-    def counted(*args: Any, **options: Any) -> Any:
-        found.append(bool(running))
-        return send(*args, **options)
-
-    def watched(*args: Any, **options: Any) -> None:
-        running.append(True)
-        backward(*args, **options)
-        running.pop()
-
-    least = sums.LEAST
-    sums.LEAST, torch.distributed.all_reduce, Tensor.backward = 1, counted, watched
-    try:
-        yield found
-    finally:
-        sums.LEAST, torch.distributed.all_reduce, Tensor.backward = least, send, backward
-
-
-def twice(accumulation: int) -> list[Tensor]:
-    """The parameters after four steps of a module that is called twice, under a reentrant checkpoint each."""
-
-    def called(module: nn.Module, batch: Any) -> Tensor:
-        x = batch[0].requires_grad_()
-        for _ in range(2):
-            x = checkpoint(module, x, use_reentrant=True)
-        return x.square().mean()
-
-    torch.manual_seed(0)
-    net = lyc.create_lycoris(nn.Sequential(nn.Linear(8, 8)), rank=2, seed=1)
-    given = lyc.TrainOptions(steps=4, lr=0.01, accumulation=accumulation, bar=False)
-    lyc.train_network(net, batches(8, 1), called, given)
-    return [value.detach() for value in net.parameters()]
-
-
 class Both(nn.Module):
     """A model with its network, as `DistributedDataParallel` needs them."""
 
@@ -234,21 +192,6 @@ def by_hand(places: Sequence[int], wrap: Callable[[nn.Module], nn.Module]) -> li
     return [value.detach() for value in net.parameters()]
 
 
-def overlapped(rank: int, folder: str) -> None:
-    """One of two processes whose gradients are added up while others are computed, but for the first step."""
-    with messages() as sent:
-        given = lyc.TrainOptions(steps=3, lr=0.01, bar=False)
-        lyc.train_network(network_of(model(), 0), batches(6, 1), loss, given)
-    # The loss and four parts in each step.
-    assert sent == [False] * 5 + ([True] * 4 + [False]) * 2, sent
-    with messages() as sent:
-        found = twice(1)
-    assert not any(sent)
-    ddp = by_hand((rank,), nn.parallel.DistributedDataParallel)
-    if rank == 0:
-        torch.save((found, ddp), f"{folder}/twice.pt")
-
-
 def averaged(net: lyc.LycorisNetwork, rank: int) -> None:
     """Gradients are averaged over two processes and clipped, or halved where they are sums already."""
     for one in net.parameters():
@@ -264,7 +207,7 @@ def averaged(net: lyc.LycorisNetwork, rank: int) -> None:
 def process(rank: int, folder: str, base: str) -> None:
     """One of two processes: train, be broken off, and go on. With `base` "sharded" they share one."""
     if base == "whole":
-        overlapped(rank, folder)
+        torch.save(by_hand((rank,), nn.parallel.DistributedDataParallel), f"{folder}/ddp{rank}.pt")
     settings = options(Path(folder), 1, 6)
 
     def halt(report: lyc.StepReport) -> None:
