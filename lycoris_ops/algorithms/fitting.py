@@ -45,6 +45,9 @@ wanted, the rank does not matter."""
 class Delta:
     """A change to a weight of `shape`, as a sum of forms, with decompositions that several kinds use.
 
+    - `forms` are () where only the bias changes. `bias` (O,) is its change; None where there is none.
+    - `own` is the layer that makes exactly this change, where there is one. It is `bound` if that depends on
+      the weight or bias, so that it is this change only on this model.
     - `largest` is the highest rank to consider.
     - `scale` is the alpha / rank that a new layer gets.
     - `noise` is the root mean square of the rounding error of each value; None to estimate it.
@@ -58,6 +61,9 @@ class Delta:
     forms: Sequence[Additive]
     shape: Shape
     _: KW_ONLY
+    bias: Tensor | None = None
+    own: Layer | None = None
+    bound: bool = False
     largest: int = 128
     scale: float = 1.0
     noise: float | None = 0.0

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..algorithms.fitting import Delta
 from ..changes.forms import Dense
 from ..errors import LycorisError, MatchError, located, number_of
 from ..files.model_file import stem_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers
+from ..fit.engine import Prepare, Source, check_finite, expected, fit_layers
 from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
@@ -108,12 +109,11 @@ def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) 
         read=partial(_read, pair, before, after, str(settings.device)),
         before="difference",
         dtype=DTYPE,
-        norm=weight and len(pair.shape) == 1,
-        whole=not weight,
+        only=None if weight and len(pair.shape) > 1 else "norm" if weight and pair.shape else "full",
     )
 
 
-def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Goal:
+def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Delta:
     with located(file=after.name, key=pair.tuned[0].key):
         change, size, noise = _difference(
             weight_rows(pair.base), weight_rows(pair.tuned), before, after, device, pause
@@ -121,7 +121,8 @@ def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause
         pause()
         change = change.T.contiguous() if pair.turned else change
         forms = (Dense(change.reshape(len(change), -1)),) if size else ()
-        return Goal(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
+        bias = _bias(pair, before, after, pause)
+        return Delta(forms, pair.shape, bias=bias, noise=noise if len(pair.shape) > 1 else 0.0)
 
 
 def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:
@@ -164,7 +165,7 @@ def _difference(
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
         with located(file=(after if is_finite(one) else before).name):
-            check_finite(Goal((), change))
+            check_finite((), change)
         size = largest(change)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
     return change, size, noise

@@ -42,25 +42,6 @@ OTHERS = 640
 
 
 @dataclass(frozen=True)
-class Goal:
-    """The change that a fit approximates: of a weight and of its bias, as read from the source."""
-
-    forms: tuple[Additive, ...]
-    """The change of the weight; () where only the bias changes."""
-    bias: Tensor | None = None
-    """The change of the bias (O,); None where there is none."""
-    own: Layer | None = None
-    """The layer that makes exactly this change, where there is one."""
-    bound: bool = False
-    """Whether the change of `own` depends on the weight or bias, so that it equals the goal only on this
-    model."""
-    noise: float | None = 0.0
-    """See `Delta`."""
-    split: tuple[int, int] | None = None
-    """The shape of the first Kronecker factor, where the source has one."""
-
-
-@dataclass(frozen=True)
 class Source:
     """A change that is to become a layer.
 
@@ -71,19 +52,16 @@ class Source:
     """The name of the new layer."""
     shape: Shape
     """The weight's shape; () where only the bias changes."""
-    read: Callable[[Pause], Goal]
+    read: Callable[[Pause], Delta]
     before: str
     """The change in words: `lora 64`, `difference`."""
     dtype: torch.dtype
     """The dtype of the new layer's tensors, where none is asked for."""
     kind: str | None = None
     """The algorithm of the source; None if it is no adapter's layer."""
-    scale: float = 1.0
-    """alpha / rank of the new layer."""
-    norm: bool = False
-    """Whether a weight of one dimension belongs to a norm; the file then says so."""
-    whole: bool = False
-    """Whether it always becomes a full difference, as a bare parameter does: it is no matrix."""
+    only: str | None = None
+    """The kind that it always becomes, where it is no matrix: a norm, or a full difference as of a bare
+    parameter. None where it is to be chosen."""
 
 
 Prepare = Callable[[Mapping[str, Expected]], object]
@@ -101,8 +79,8 @@ def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expe
 
 def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
     """The kinds that a change may become."""
-    if len(source.shape) < 2 or source.whole:
-        return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
+    if source.only or len(source.shape) < 2:
+        return (source.only or "full",)
     if settings.algorithm == SAME:
         return (source.kind,) if source.kind in FITTED else ("lora",)
     if settings.algorithm != ANY:
@@ -204,7 +182,7 @@ class _Engine:
     def _measure(self, source: Source) -> Measured:
         with located(key=source.name):
             change = source.read(self.steps.pause)
-            check_finite(change)
+            check_finite(change.forms, change.bias)
             if not change.forms:
                 return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
             delta = self._delta(source, change, self.largest)
@@ -224,32 +202,30 @@ class _Engine:
                 offers = [replace(offer, make=None, held=0, start={}, sums=None) for offer in offers]
             self.held += _held(offers)
             complete = all(offer.complete for offer in offers)
-            own = None if change.own is None else self._own(change.own, delta)
+            own = None if delta.own is None else self._own(delta.own, delta.energy)
             # Vectors and bare parameters are small, and become full differences in any case.
-            exact = len(source.shape) < 2 or source.whole
+            exact = source.only is not None or len(source.shape) < 2
             return Measured(
                 energy=delta.energy,
                 signal=delta.signal,
                 noise=delta.variance * math.prod(source.shape),
                 complete=complete,
-                candidates=self._candidates(source, change, delta, kinds, offers, own),
+                candidates=self._candidates(source, delta, kinds, offers, own),
                 sure=exact or (change.noise != 0.0 and complete),
                 largest=delta.largest,
-                bias=change.bias,
+                bias=delta.bias,
                 offers=offers,
                 own=own,
             )
 
-    def _delta(self, source: Source, change: Goal, largest: int) -> Delta:
+    def _delta(self, source: Source, change: Delta, largest: int) -> Delta:
+        """The change with the settings of the fit."""
         # Full differences hold the noise too, and need no spectrum.
         exact = all(KINDS[kind].whole for kind in kinds_of(source, self.settings))
-        return Delta(
-            change.forms,
-            source.shape,
+        return replace(
+            change,
             largest=min(largest, *flat_shape(source.shape)),
-            scale=source.scale,
             noise=0.0 if exact else change.noise,
-            split=change.split,
             factor=self.settings.factor,
             tucker=self.settings.tucker,
             seed=self.settings.seed,
@@ -261,7 +237,6 @@ class _Engine:
     def _candidates(
         self,
         source: Source,
-        change: Goal,
         delta: Delta,
         kinds: Sequence[str],
         offers: Iterable[Offer],
@@ -275,10 +250,10 @@ class _Engine:
             for offer in offers
             for index in range(len(offer.ranks))
         ]
-        if own is None or change.own is None:
+        if own is None or delta.own is None:
             return found
         stays = self._candidate(source, own, 0, 0.0)
-        if self._may_stay(change, change.own, kinds):
+        if self._may_stay(delta.own, kinds, bound=delta.bound):
             found.insert(0, stays)
         if self.settings.never_larger:
             # Keep the source's own layer if no candidate is as small, even if its kind was not asked for.
@@ -286,7 +261,7 @@ class _Engine:
             width = self._dtype(source).itemsize
             most = own.parameters[0] * width
             if self.settings.dtype is None:
-                most = sum(tensor.nbytes for tensor in _factors_of(change.own))
+                most = sum(tensor.nbytes for tensor in _factors_of(delta.own))
             found = [one for one in found if one is stays or one.parameters * width <= most] or [stays]
         return found
 
@@ -295,18 +270,18 @@ class _Engine:
         gain = max(0.0, offer.kept[index] - variance * count)
         return Candidate(self._cost(source, count, offer.tensors), gain, offer, index)
 
-    def _own(self, own: Layer, delta: Delta) -> Offer:
+    def _own(self, own: Layer, energy: float) -> Offer:
         """The source's own layer, which keeps everything."""
         return Offer(
             algorithm=own.algorithm,
             ranks=(own.rank,),
-            kept=(delta.energy,),
+            kept=(energy,),
             parameters=(sum(tensor.numel() for tensor in _factors_of(own)),),
             make=None if self.settings.rank is None else lambda _: own,
             tensors=len(own.dump()),
         )
 
-    def _may_stay(self, change: Goal, own: Layer, kinds: Sequence[str]) -> bool:
+    def _may_stay(self, own: Layer, kinds: Sequence[str], *, bound: bool) -> bool:
         """Whether the settings allow the source's own layer."""
         plain = own.table.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.table.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
@@ -316,7 +291,7 @@ class _Engine:
             return False
         if self.settings.never_larger:
             return True
-        return not change.bound and (own.algorithm in kinds or self.settings.algorithm == SAME)
+        return not bound and (own.algorithm in kinds or self.settings.algorithm == SAME)
 
     def _cost(self, source: Source, parameters: int, tensors: int) -> int:
         """The cost of a layer: parameters, or bytes including those of its entries in the header."""
@@ -439,15 +414,15 @@ def _held(offers: Iterable[Offer]) -> int:
     return sum(offer.held for offer in offers)
 
 
-def check_finite(change: Goal) -> None:
+def check_finite(forms: Iterable[Additive], bias: Tensor | None = None) -> None:
     """Raise LayerError for a change that holds NaN or infinity, or that may overflow float32.
 
     What is on a device is not looked at, since that waits: the energy of the change tells it later.
     """
-    here = [form for form in change.forms if all(_is_here(part) for part in form.parts())]
+    here = [form for form in forms if all(_is_here(part) for part in form.parts())]
     found = [reach.within for reach in reaches(here)]
-    if change.bias is not None:
-        found.append(largest(change.bias))
+    if bias is not None:
+        found.append(largest(bias))
     if not all(map(math.isfinite, found)):
         raise _not_finite()
     if max(found, default=0.0) > torch.finfo(torch.float32).max:

@@ -19,7 +19,7 @@ from ..files.writing import Progress
 from ..fit.steps import Steps
 from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
-from ..merge.matching import ChangedPlace, by_name, by_weight
+from ..merge.matching import ChangedPlace, places_of
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -174,11 +174,7 @@ def examine(
     if not entries:
         raise LycorisError("there is nothing to inspect", got="no adapter at a strength other than 0")
     weights = None if base is None else weights_of(base, codec)
-    left_out: dict[str, str] = {}
-    if weights is None:
-        places = by_name(entries)
-    else:
-        places, left_out = by_weight(entries, weights)
+    places, left_out = places_of(entries, weights)
     return _Examining(entries, places, weights, signs, device).run(progress, left_out)
 
 
@@ -201,7 +197,7 @@ class _Examining:
         steps = Steps(progress, len(self.places))
         for place in self.places:
             with located(key=place.name):
-                deltas = place.deltas("weight", self.base, 0, self.device, steps.pause)
+                deltas = place.deltas("weight", 0, self.device, steps.pause)
                 if deltas is not None:
                     self._add(place, deltas)
             steps.step()
@@ -220,26 +216,26 @@ class _Examining:
 
     def _add(self, place: ChangedPlace, deltas: Deltas) -> None:
         block, kind = self._named(place)
-        here = place.entries("weight")
-        index = torch.tensor(here)
+        layers = place.changing("weight")
+        index = torch.tensor(deltas.entries)
         strengths = torch.tensor(deltas.strengths, dtype=torch.float64)
         count = len(self.entries)
         gram = self.products.setdefault(block, torch.zeros(count, count, dtype=torch.float64))
         own = deltas.gram() * strengths[:, None] * strengths[None]
         gram[index[:, None], index[None]] += own
         weight = self._weight(place)
-        for at, entry in enumerate(here):
+        for at, entry in enumerate(deltas.entries):
             most = min(SPECTRUM, *deltas.shape)
             delta = Delta(
                 deltas.forms[at], deltas.shape, largest=most, device=deltas.device, pause=deltas.pause
             )
             values = [float(value) for value in delta.triples[1]]
             largest = values[0] if values else 0.0
-            change = next(c for c in place.changes if c.entry == entry and c.parameter == "weight")
-            info = self.entries[entry].adapter.info[change.layer]
+            layer = layers[entry][0].layer
+            info = self.entries[entry].adapter.info[layer]
             self.layers.append(
                 LayerMeasure(
-                    change.layer,
+                    layer,
                     block,
                     kind,
                     entry,
@@ -252,7 +248,7 @@ class _Examining:
                     weight,
                 )
             )
-        if self.signs and len(here) > 1:
+        if self.signs and deltas.count > 1:
             self._count_signs(block, index, deltas)
 
     def _count_signs(self, block: str, index: Tensor, deltas: Deltas) -> None:
@@ -271,14 +267,11 @@ class _Examining:
             opposite[index[:, None], index[None]] += (counts - products) / 2
 
     def _weight(self, place: ChangedPlace) -> float | None:
-        key = place.keys[0]
-        if self.base is None or key is None:
-            return None
-        return math.sqrt(energy_of(self.base.read(key)))
+        return None if self.base is None else math.sqrt(energy_of(self.base.read(place.target.key)))
 
     def _named(self, place: ChangedPlace) -> tuple[str, str]:
         """The block of a weight, and its kind: one of KINDS, or `other`."""
-        if self.blocks is not None and place.target is not None:
+        if self.blocks is not None:
             named = self.blocks.of(place.target)
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")
         name = LayerName.of(place.name)

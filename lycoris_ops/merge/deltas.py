@@ -25,6 +25,7 @@ class Deltas:
     """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
     `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters; () for their places.
+    `entries` are their numbers among all that are merged.
     `seed` is for methods that draw random numbers: an adapter's numbers depend only on the seed, `layer` and
     its name, not on order, device or the other adapters. Everything is float32 on `device`, inner products
     are `wide`. `pause` is called now and then in long computations.
@@ -36,6 +37,7 @@ class Deltas:
     _: KW_ONLY
     layer: str = ""
     names: Sequence[str] = ()
+    entries: Sequence[int] = ()
     seed: int = 0
     device: torch.device = CPU
     pause: Pause = no_pause

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..algorithms.base import Dependent, Parameter
 from ..changes.forms import Additive, Dense
 from ..errors import LayerError, LycorisError, MatchError
 from ..files.weights import Weights
-from ..fit.engine import Goal, check_finite
+from ..fit.engine import check_finite
 from ..fit.without_base import GIVE_BASE, no_weight
 from ..layers.part import Part
 from ..maths.decompositions import Pause, no_pause
@@ -27,31 +26,8 @@ from .deltas import Deltas
 
 
 @dataclass(frozen=True)
-class AdapterChange:
-    """The change that one adapter's layer makes to a weight or to its bias."""
-
-    entry: int
-    """The number of its adapter among the entries, from 0."""
-    layer: str
-    """The name of the layer in its file."""
-    adapter: str
-    """The name of its adapter."""
-    strength: float
-    read: Callable[[], Part]
-    """Reads the tensors. Nothing else keeps them in memory."""
-    parameter: Parameter
-    words: str
-    """Kind and rank of the layer in words."""
-
-    @property
-    def source(self) -> tuple[int, str, float]:
-        """The layer and its strength: the same for the layer's change of the weight and of the bias."""
-        return self.entry, self.layer, self.strength
-
-
-@dataclass(frozen=True)
 class ChangedPlace:
-    """A weight with its bias, and everything that changes them."""
+    """A weight with its bias, and the layers of several adapters that change them."""
 
     name: str
     """The name of the merged layer."""
@@ -59,24 +35,34 @@ class ChangedPlace:
     """The weight's shape; () where only the bias changes."""
     bias: Shape
     """The shape (O,) of the bias; () where it does not change."""
-    changes: tuple[AdapterChange, ...]
-    keys: tuple[str | None, str | None] = (None, None)
-    """The keys of weight and bias in the base; None without one."""
-    target: Target | None = None
-    """The weight in the base."""
+    matches: tuple[tuple[int, Match], ...]
+    """The layers, each with the number of its adapter among the entries, from 0. Their tensors are read when
+    they are needed, and not kept."""
+    entries: Sequence[Entry]
+    """All adapters that are merged."""
+    base: Weights | None = None
 
-    def entries(self, parameter: Parameter | None = None) -> list[int]:
-        """The adapters that change the weight or bias (or `parameter` only), in the order of `deltas`."""
-        wanted = (change for change in self.changes if parameter in (None, change.parameter))
-        return list(dict.fromkeys(change.entry for change in wanted))
+    @property
+    def target(self) -> Target:
+        """The weight in the base; without one, the layer by its name in the file."""
+        return self.matches[0][1].target
+
+    @property
+    def layers(self) -> set[tuple[int, str, float]]:
+        """The different layers, each by its adapter, its name and its strength."""
+        return {(entry, match.layer, match.strength) for entry, match in self.matches}
+
+    def changing(self, parameter: Parameter | None = None) -> dict[int, list[Match]]:
+        """The layers of each adapter that change the weight or bias (or `parameter` only), by the numbers of
+        the adapters, in the order of `deltas`."""
+        own: dict[int, list[Match]] = {}
+        for entry, match in self.matches:
+            if parameter in (None, match.parameter):
+                own.setdefault(entry, []).append(match)
+        return own
 
     def deltas(
-        self,
-        parameter: Parameter,
-        base: Weights | None,
-        seed: int,
-        device: torch.device | str,
-        pause: Pause = no_pause,
+        self, parameter: Parameter, seed: int, device: torch.device | str, pause: Pause = no_pause
     ) -> Deltas | None:
         """The changes of the weight, or of the bias as a matrix of one column; None where there are none.
 
@@ -84,61 +70,75 @@ class ChangedPlace:
         """
         shape = self.shape if parameter == "weight" else self.bias
         matrix = flat_shape(shape) if len(shape) > 1 else (*shape, 1)
-        entries = self.entries(parameter)
-        if not entries:
+        own = self.changing(parameter)
+        if not own:
             return None
         if len(shape) < 2:
             # A vector is too small to be worth a wait.
             device = CPU
-        own = [[one for one in self.changes if (one.entry, one.parameter) == (e, parameter)] for e in entries]
         # Block rules may give the separate q, k and v of a fused weight different strengths.
-        strengths = [max((one.strength for one in changes), key=abs) for changes in own]
+        strengths = [max((match.strength for match in matches), key=abs) for matches in own.values()]
         forms = [
-            [form for one in changes for form in self._forms(one, base, one.strength / strength)]
-            for changes, strength in zip(own, strengths, strict=True)
+            [form for match in own[entry] for form in self._forms(entry, match, match.strength / strength)]
+            for entry, strength in zip(own, strengths, strict=True)
         ]
         return Deltas(
             forms,
             strengths,
             (matrix[0], matrix[1]),
             layer=self.name,
-            names=[changes[0].adapter for changes in own],
+            names=[self.entries[entry].adapter.name for entry in own],
+            entries=[*own],
             seed=seed,
             device=torch.device(device),
             pause=pause,
         )
 
-    def _forms(self, own: AdapterChange, base: Weights | None, factor: float) -> list[Additive]:
+    def read(self, entry: int, match: Match) -> Part:
+        """A layer as it changes the weight or bias."""
+        return match.read(self.entries[entry].adapter, keep=False)
+
+    def info(self, entry: int, match: Match) -> LayerInfo:
+        return self.entries[entry].adapter.info[match.layer]
+
+    def _forms(self, entry: int, match: Match, factor: float) -> list[Additive]:
         """The change that a layer makes to the whole weight or bias, times a factor."""
-        part = own.read()
+        part = self.read(entry, match)
         count = (self.shape if part.parameter == "weight" else self.bias)[0]
         with part.named():
             met = part.forms()
             plain: list[Additive] = [form for form in met if not isinstance(form, Dependent)]
             if len(plain) < len(met):
-                change = part.delta(self._met(part, base))
+                change = part.delta(self._met(part))
                 plain = [Dense(change.reshape(len(change), -1))]
             elif part.rows is not None:
                 plain = [form.embedded(part.rows, count) for form in plain]
-            check_finite(Goal(tuple(plain)))
+            check_finite(plain)
         return plain if factor == 1.0 else [form.times(factor) for form in plain]
 
-    def _met(self, part: Part, base: Weights | None) -> Tensor:
+    def _met(self, part: Part) -> Tensor:
         """The weight or bias that a layer depends on, in float32 or float64."""
-        key = self.keys[part.parameter == "bias"]
-        if base is None or key is None:
-            raise no_weight(part.layer.algorithm, part.parameter, None if base is None else base.name)
-        value = base.read(key)
+        key = self.target.key if part.parameter == "weight" else self.target.bias
+        if self.base is None or key is None:
+            name = None if self.base is None else self.base.name
+            raise no_weight(part.layer.algorithm, part.parameter, name)
+        value = self.base.read(key)
         return value.to(compute_dtype(value.dtype))
 
 
-def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
-    """The layers of several adapters, matched by their names.
+def places_of(entries: Sequence[Entry], base: Weights | None) -> tuple[list[ChangedPlace], dict[str, str]]:
+    """What several adapters change, matched by the weights of a model, or without one by the layers' names.
 
-    Raises LycorisError where the adapters name layers in different ways or have block rules, MatchError where
-    they have no layer in common, and LayerError for a layer of unknown or different shape, or one that
-    enlarges its weight.
+    Also returns the layers that have no place in the model, each with the reason and, where there are several
+    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model, and where
+    the adapters have no layer in common; LayerError for a layer of unknown or different shape, or one that
+    enlarges its weight; LycorisError without a base where the adapters name layers in different ways or have
+    block rules.
     """
+    return (_by_name(entries), {}) if base is None else _by_weight(entries, base)
+
+
+def _by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
     dialects = {entry.adapter.dialect for entry in entries}
     if len(dialects) > 1:
         raise LycorisError(
@@ -175,27 +175,24 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
             hint=f"Where they are for the same model and name its layers differently: {GIVE_BASE}",
         )
     places = (_place_of(entries, same) for same in found.values())
-    return [place for place in places if place.changes]
+    return [place for place in places if place.matches]
 
 
 def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
     """The place that the layers of one name in several adapters change."""
-    shape: Shape = ()
-    bias: Shape = ()
-    changes: list[AdapterChange] = []
+    shapes: dict[Parameter, Shape] = {"weight": (), "bias": ()}
+    matches: list[tuple[int, Match]] = []
     for number, name, info in same:
         entry = entries[number]
         if info.enlarges:
             raise _enlarges(entry.adapter, name)
         strength = entry.strength_of(info.named.part)
-        sizes: dict[Parameter, tuple[Shape, Extent]] = {
-            "weight": (shape, info.shape),
-            "bias": (bias, info.bias or ()),
-        }
-        read = partial(_whole, entry.adapter, name)
-        for parameter, (before, stored) in sizes.items():
+        target = Target(name, info.named.path, info.named.part)
+        own: dict[Parameter, Extent] = {"weight": info.shape, "bias": info.bias or ()}
+        for parameter, stored in own.items():
             if not stored or strength == 0.0:
                 continue
+            before = shapes[parameter]
             known = tuple(size for size in stored if size is not None)
             if len(known) < len(stored) and not (before and fits(stored, before)):
                 raise LayerError(
@@ -215,36 +212,12 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                     hint="The adapters are for different models",
                 )
             # Some kinds store the kernel flattened; others know its shape.
-            known = max(before, known, key=len)
-            if parameter == "weight":
-                shape = known
-            else:
-                bias = known
-            changes.append(
-                AdapterChange(
-                    number,
-                    name,
-                    entry.adapter.name,
-                    strength,
-                    partial(read, parameter),
-                    parameter,
-                    info.words,
-                )
-            )
-    return ChangedPlace(same[0][1], shape, bias, tuple(changes))
+            shapes[parameter] = max(before, known, key=len)
+            matches.append((number, Match(name, target, strength, parameter)))
+    return ChangedPlace(same[0][1], shapes["weight"], shapes["bias"], tuple(matches), entries)
 
 
-def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
-    return Part(adapter.layer(name, keep=False), file=adapter.path, key=name, parameter=parameter)
-
-
-def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlace], dict[str, str]]:
-    """The layers of several adapters, matched by the weights of a model that they change.
-
-    Also returns the layers that have no place in the model, each with the reason and, where there are several
-    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model, and
-    LayerError for a layer that enlarges its weight.
-    """
+def _by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlace], dict[str, str]]:
     resolution = resolve(
         Stack(entries), base.shapes, absent_because="it is not part of the model that is given"
     )
@@ -267,33 +240,19 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlac
             found.setdefault(match.target.key, []).append((number, match))
             if one.entry.adapter.info[match.layer].enlarges:
                 raise _enlarges(one.entry.adapter, match.layer)
-    return [_place_at(entries, base, key, matches) for key, matches in found.items()], left_out
+    return [_place_at(entries, base, matches) for matches in found.values()], left_out
 
 
-def _place_at(
-    entries: Sequence[Entry], base: Weights, key: str, matches: Sequence[tuple[int, Match]]
-) -> ChangedPlace:
-    changes = tuple(
-        AdapterChange(
-            number,
-            match.layer,
-            entries[number].adapter.name,
-            match.strength,
-            partial(match.read, entries[number].adapter, keep=False),
-            match.parameter,
-            entries[number].adapter.info[match.layer].words,
-        )
-        for number, match in matches
-    )
+def _place_at(entries: Sequence[Entry], base: Weights, matches: Sequence[tuple[int, Match]]) -> ChangedPlace:
     target = matches[0][1].target
-    changed = {change.parameter for change in changes}
+    changed = {match.parameter for _, match in matches}
     return ChangedPlace(
         target.name,
-        tuple(base.shapes[key]) if "weight" in changed else (),
+        tuple(base.shapes[target.key]) if "weight" in changed else (),
         tuple(base.shapes[target.bias]) if "bias" in changed and target.bias else (),
-        changes,
-        (key, target.bias),
-        target,
+        tuple(matches),
+        entries,
+        base,
     )
 
 

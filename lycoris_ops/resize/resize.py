@@ -13,6 +13,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form, change_of
 from ..algorithms.checks import scale
+from ..algorithms.fitting import Delta
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..changes.forms import Additive, Dense, Kronecker, add_up
@@ -20,7 +21,7 @@ from ..errors import LayerError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Goal, Prepare, Source, expected, fit_layers
+from ..fit.engine import Prepare, Source, expected, fit_layers
 from ..fit.settings import FITTED, SAME, FitSettings, Making
 from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
@@ -170,11 +171,10 @@ class _Resizing:
                 Source(
                     name=name,
                     shape=shape,
-                    read=partial(self._read, name, shape, weights),
+                    read=partial(self._read, name, shape, abs(factor) or 1.0, weights),
                     before=info.words,
                     dtype=self.adapter.dtype_of(name),
                     kind=info.algorithm.algorithm,
-                    scale=abs(factor) or 1.0,
                 )
             )
         return found
@@ -197,7 +197,7 @@ class _Resizing:
             raise self._needs_base(info.name, info.algorithm.algorithm, weights)
         return shape
 
-    def _read(self, name: str, shape: Shape, weights: _Places | None, pause: Pause) -> Goal:
+    def _read(self, name: str, shape: Shape, scale: float, weights: _Places | None, pause: Pause) -> Delta:
         pause()
         layer = self.adapter.layer(name, keep=False)
         with located(file=self.adapter.path, key=name):
@@ -216,7 +216,15 @@ class _Resizing:
             elif beside:
                 added = add_up(_plain(beside), torch.float32, CPU).flatten()
         bound = weight is not None or _depends(beside)
-        return Goal(_plain(forms), added, layer, bound, split=_split(forms, shape))
+        return Delta(
+            _plain(forms),
+            shape,
+            bias=added,
+            own=layer,
+            bound=bound,
+            scale=scale,
+            split=_split(forms, shape),
+        )
 
     def _needs_base(self, name: str, kind: str, weights: _Places | None) -> LayerError:
         base = None if weights is None else weights.weights.name

@@ -175,7 +175,7 @@ def test_a_dialect_that_cannot_say_it_is_refused_before_the_work(
 ) -> None:
     for name in ("resize.resize.fit_layers", "merge.merge.fit_layers", "extract.extract.fit_layers"):
         monkeypatch.setattr(f"lycoris_ops.{name}", work)
-    monkeypatch.setattr("lycoris_ops.merge.merge._exactly", work)
+    monkeypatch.setattr("lycoris_ops.merge.merge.exact_layers", work)
     given = {"merge": ["--adapter", file], "extract": [model, model]}.get(verb, [file])
     based = [] if verb == "extract" else ["--base", model]
     out = tmp_path / "x.safetensors"

@@ -19,7 +19,7 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta, Offer
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.fit.engine import Goal, Source, fit_layers
+from lycoris_ops.fit.engine import Source, fit_layers
 from lycoris_ops.fit.settings import FitSettings
 from lycoris_ops.maths.decompositions import Pause
 
@@ -167,10 +167,10 @@ def test_no_layer_of_the_source_is_kept_while_others_are_measured() -> None:
     """A full difference is as large as the weight, and an adapter of them as the model."""
     alive: weakref.WeakSet[lyc.Layer] = weakref.WeakSet()
 
-    def read(pause: Pause) -> Goal:
+    def read(pause: Pause) -> Delta:
         layer = load("full", "linear")
         alive.add(layer)
-        return Goal(layer.additive() or (), own=layer)
+        return Delta(layer.additive() or (), shape, own=layer)
 
     shape = WEIGHTS["linear"]
     sources = [Source(name, shape, read, "full", torch.float32, kind="full") for name in "abcdef"]
