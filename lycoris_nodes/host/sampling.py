@@ -64,17 +64,17 @@ def sampled(
     cfg: float,
     steps: int,
     seed: int,
-    told: Callable[[int, int], None],
-    given: Sequence[tuple[Tensor, Tensor]] = (),
+    tell: Callable[[int, int], None],
+    known: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> torch.Tensor:
     """Sample by the host (euler, simple) a latent with parts of these shapes, and return the first part.
 
-    `told` is called after each step with the number of steps done and the number of all steps. `given` has
+    `tell` is called after each step with the number of steps done and the number of all steps. `known` has
     for each part what the model is given, in the scale of the VAE, and a mask that is 0 there.
     """
-    latents = [values for values, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
+    latents = [values for values, _ in known] or [torch.zeros(tuple(shape)) for shape in shapes]
     latent: Any = latents[0] if len(latents) == 1 else NestedTensor(latents)
-    masks = [mask for _, mask in given]
+    masks = [mask for _, mask in known]
     mask: Any = NestedTensor(masks) if len(masks) > 1 else masks[0] if masks else None
     noise = comfy.sample.prepare_noise(latent, seed)
     denoised_latent = comfy.sample.sample(
@@ -90,7 +90,7 @@ def sampled(
         noise_mask=mask,
         disable_pbar=True,
         seed=seed,
-        callback=lambda step, denoised, noised, total: told(step + 1, total),
+        callback=lambda step, denoised, noised, total: tell(step + 1, total),
     )
     return denoised_latent if len(latents) == 1 else denoised_latent.unbind()[0]
 

@@ -53,7 +53,7 @@ def examination_picture(found: Examination) -> Picture:
     return below_each_other(examination_verdict(found), legend, examination_charts(found))
 
 
-def examination_charts(found: Examination) -> list[Axes | ColourTable]:
+def examination_charts(examined: Examination) -> list[Axes | ColourTable]:
     """The charts of an examination.
 
     1. How large the change is in each block.
@@ -63,17 +63,17 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     5. What each layer lost when it was resized, merged or extracted, if an adapter was made in this session.
     6. Strengths over the sampling, if there are schedules.
     """
-    charts: list[Axes | ColourTable] = [_by_block(found), _relative(found)]
-    if ranked := _kept(found):
+    charts: list[Axes | ColourTable] = [_by_block(examined), _relative(examined)]
+    if ranked := _kept(examined):
         charts.append(ranked)
-    if len(found.entries) > 1:
-        cosines = [[float(value) for value in row] for row in found.cosines()]
+    if len(examined.entries) > 1:
+        cosines = [[float(value) for value in row] for row in examined.cosines()]
         title = "how alike: 1 the same, 0 unrelated, -1 opposed"
-        charts += [ColourTable(title, _names(found), cosines), _pairs(found)]
-    if any(entry.adapter.report is not None for entry in found.entries):
-        charts.append(_lost(found))
-    if any(entry.schedule for entry in found.entries):
-        charts.append(Axes("strength over the sampling", list(_curves(found)), "share of the clock"))
+        charts += [ColourTable(title, _names(examined), cosines), _pairs(examined)]
+    if any(entry.adapter.report is not None for entry in examined.entries):
+        charts.append(_lost(examined))
+    if any(entry.schedule for entry in examined.entries):
+        charts.append(Axes("strength over the sampling", list(_curves(examined)), "share of the clock"))
     return charts
 
 

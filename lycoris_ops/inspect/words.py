@@ -32,13 +32,13 @@ def describe_examination(found: Examination) -> str:
     return "\n\n".join(texts)
 
 
-def examination_verdict(found: Examination) -> str:
+def examination_verdict(examined: Examination) -> str:
     """What an examination shows: whether adapters affect each other, and whose ranks are needlessly high."""
-    first = _meeting(found) if len(found.entries) > 1 else _where(found)
+    first = _meeting(examined) if len(examined.entries) > 1 else _where(examined)
     spare: dict[int, list[str]] = {}
-    for entry, name in enumerate(found.names):
-        ranks = [layer.rank for layer in found.layers if layer.entry == entry and layer.rank]
-        enough = found.enough(entry)
+    for entry, name in enumerate(examined.names):
+        ranks = [layer.rank for layer in examined.layers if layer.entry == entry and layer.rank]
+        enough = examined.enough(entry)
         if ranks and enough and 2 * enough <= median(ranks):
             spare.setdefault(enough, []).append(plain_name(name))
     return printable(

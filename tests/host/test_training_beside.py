@@ -632,7 +632,7 @@ def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
     sample = previews.sampled
 
     def sampled(*inputs: Any, **more: Any) -> Tensor:
-        told.append((inputs[-1], more["given"], sample(*inputs, **more)))
+        told.append((inputs[-1], more["known"], sample(*inputs, **more)))
         return told[-1][-1]
 
     monkeypatch.setattr(previews, "sampled", sampled)

@@ -65,12 +65,12 @@ def samples_of(
     weight: float = 1.0,
     seed: int = 0,
     name: str = "latents",
-    told: Callable[[int, int], None] = lambda number, count: None,
+    tell: Callable[[int, int], None] = lambda number, count: None,
 ) -> list[Sample]:
     """A sample on the CPU for each latent, with its caption and mask. A single caption or mask is for all.
 
     Where an `encoder` is trained, `texts` are the captions, and `captions` give the settings beside them.
-    `empty` is the empty caption, which replaces captions that are dropped; an encoder encodes its own. `told`
+    `empty` is the empty caption, which replaces captions that are dropped; an encoder encodes its own. `tell`
     is called with the number of each sample and the count. Without `masks` the `noise_mask` of a latent is
     its mask. A `noise_mask` with frames is not: it marks the frames that the model is given, such as the
     first one of a video. Errors call the latents `name`.
@@ -117,7 +117,7 @@ def samples_of(
     for number, ((origin, single), text, word, mask, kept_key) in enumerate(
         zip(singles, conditionings, words, weights, _given(latents, name), strict=True), 1
     ):
-        told(number, count)
+        tell(number, count)
         with _numbered(name, number, count):
             key, masks_of_it = kept_key or (None, None)
             if (origin, key) not in known:

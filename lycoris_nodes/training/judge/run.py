@@ -97,7 +97,7 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
             encoder=encoder,
             masks=asked.masks,
             seed=asked.seed,
-            told=partial(tell, "captions"),
+            tell=partial(tell, "captions"),
         )
         times = times_of_expert(family.times, asked.expert, asked.model)
         loss = DiffusionLoss(session=session, times=times, encoder=encoder)
@@ -228,7 +228,7 @@ def _sampled(
     """The latent that the model samples for a prompt, with the adapters as they are now."""
     said = encoder.conditioning(text) if encoder and text is not None else conditioning
     empty = asked.empty_caption[0] if asked.empty_caption else None
-    return sample(session, like.shapes, said, empty, seed=seed, told=lambda done, of: end_if_interrupted())
+    return sample(session, like.shapes, said, empty, seed=seed, tell=lambda done, of: end_if_interrupted())
 
 
 def _picture(asked: Asked, latent: Tensor) -> Image | None:

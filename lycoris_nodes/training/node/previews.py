@@ -38,18 +38,18 @@ def sample(
     negative: Conditioning | None,
     *,
     seed: int,
-    told: Callable[[int, int], None],
-    given: Latent | None = None,
+    tell: Callable[[int, int], None],
+    like: Latent | None = None,
 ) -> torch.Tensor:
     """The latent (1, C, ...) that the host's sampler makes for a caption, with the adapters as they are now.
 
     `shapes` are those of the parts of a latent. Sound is sampled with the video, and left out here. Without
     `negative`, and for models with a guidance of their own, there is no CFG; else it has the settings of the
-    caption that are not of its text. The model is given the same parts as of the latent `given`. Frames that
+    caption that are not of its text. The model is given the same parts as of the latent `like`. Frames that
     it is given at the end, such as guides, are left out of what is returned. Call it within
     `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
-    known = [] if given is None else _given(session, given)
+    known = [] if like is None else _given(session, like)
     built_in = bool(family_of(session.model).guidance)
     with misfits_told(session.network):
         latent = sampled(
@@ -60,8 +60,8 @@ def sample(
             cfg=1.0 if negative is None or built_in else CFG,
             steps=STEPS,
             seed=seed,
-            told=told,
-            given=known,
+            tell=tell,
+            known=known,
         )
     for _, mask in known[:1]:
         latent = latent[:, :, : int(mask.amax((0, 1, 3, 4)).nonzero().max()) + 1]
@@ -163,7 +163,7 @@ class Previews:
             positive = prompt.positive()
             negative = self.negative() if self.negative else None
         with self.session.sampling(), self.network.at(prompt.strength):
-            how: dict[str, Any] = {"seed": prompt.seed, "told": self.told, "given": prompt.given}
+            how: dict[str, Any] = {"seed": prompt.seed, "tell": self.told, "like": prompt.given}
             latent = sample(self.session, prompt.shapes, positive, negative, **how)
             if self.vae is not None and has_room_to_decode(self.vae, latent.shape):
                 return decoded_picture(self.vae, latent, LAST)

@@ -141,7 +141,7 @@ def latents_with_captions(
         masks=asked.masks,
         empty=asked.empty_caption,
         seed=asked.seed,
-        told=partial(live.stage, "captions"),
+        tell=partial(live.stage, "captions"),
     )
 
 

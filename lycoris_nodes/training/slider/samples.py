@@ -74,7 +74,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
                 hint="Link `less` and `more`, or opposed pictures to `latents`",
             )
         samples = samples_of(
-            session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=tell
+            session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, tell=tell
         )
         return _rows(samples, strengths)
     _check_ends(asked)
@@ -83,7 +83,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     if _is_empty(latents):
         latents, captions = _sampled(asked, session, live, captions)
     own, less, more = (
-        samples_of(session, latents, texts, masks=asked.masks, seed=asked.seed, name=name, told=tell)
+        samples_of(session, latents, texts, masks=asked.masks, seed=asked.seed, name=name, tell=tell)
         for name, texts in captions.items()
     )
     first, *others = strengths
@@ -188,7 +188,7 @@ def _sampled(
                 [prompts[number % len(prompts)]],
                 nothing,
                 seed=asked.seed + number,
-                told=lambda done, of: None,
+                tell=lambda done, of: None,
             )
             latents.append({"samples": latent})
     return latents, {name: [ends if len(ends) == 1 else ends * repeats] for name, ends in texts.items()}

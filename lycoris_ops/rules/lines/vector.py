@@ -16,7 +16,7 @@ from ..values import number
 from . import Line
 
 ORDER = 4
-PUBLISHED = {len(one.blocks): one for record in ARCHITECTURES.values() for one in record.vectors}
+PUBLISHED = {len(layout.blocks): layout for record in ARCHITECTURES.values() for layout in record.vectors}
 """The published vectors by their length."""
 OTHERS = ("inspire", "donut", "sd-scripts")
 """Tools whose vectors are for other blocks, or give unlisted blocks another weight."""

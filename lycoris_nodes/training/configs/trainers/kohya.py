@@ -230,8 +230,8 @@ def _text_encoders(config: Config, model: str) -> None:
 
     `model` is the end of the network's name where it is for one model.
     """
-    given = config.left.get("text_encoder_lr")
-    several = cast("list[Any]", given) if isinstance(given, list) else [given]
+    text_rate = config.left.get("text_encoder_lr")
+    several = cast("list[Any]", text_rate) if isinstance(text_rate, list) else [text_rate]
     rates = [float(rate) for rate in several if rate is not None]
     # An encoder with the rate 0 is not trained.
     first = next(filter(None, rates), None)
@@ -244,4 +244,4 @@ def _text_encoders(config: Config, model: str) -> None:
     if trained:
         config.notes.append("the text encoders are trained too: link `clip` and `captions`")
     if len(set(rates)) > 1:
-        config.notes.append(f"text_encoder_lr = {given}: all have {first}")
+        config.notes.append(f"text_encoder_lr = {text_rate}: all have {first}")
