@@ -1,4 +1,4 @@
-"""Refuse transformers' Trainer where it trains a model without clearing its network's gradients."""
+"""Refuse transformers' Trainer where it neither clips nor clears the gradients of a model's network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import inspect
 import sys
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..errors import TrainError
+from .tensors import norm_of
+
+ROUNDED = 1.01
+"""How many times the limit a clipped norm may be."""
 
 
 class Guard:
@@ -25,14 +30,33 @@ class Guard:
 
     def train(self, mode: bool = True) -> nn.Module:
         """The model's own `train`. Raises TrainError in a trainer that has left gradients after its step."""
-        state = _state() if mode else None
-        if state is not None:
+        trainer = _trainer() if mode else None
+        if trainer is not None:
+            state = trainer.state
             before, self._seen = self._seen, (state, state.global_step)
-            # Not at once: another callback may clear the gradients.
-            if before[0] is state and before[1] < state.global_step:
+            # Not at once: another callback may clip and clear the gradients.
+            if before[0] is not state:
+                self._check_first_step(trainer)
+            elif before[1] < state.global_step:
                 for network in self.networks:
-                    _check(network)
+                    _check(network, 0.0, "after a step")
         return type(self.module).train(self.module, mode)
+
+    def _check_first_step(self, trainer: Any) -> None:
+        """Let a trainer's optimiser refuse its first step with gradients above the trainer's limit."""
+        state, limit = trainer.state, trainer.args.max_grad_norm
+        first = state.global_step
+
+        def check(*given: Any) -> None:
+            # A later trainer may have the same optimiser.
+            own = self._seen[0] is state and state.global_step == first
+            for network in self.networks if own else ():
+                _check(network, ROUNDED * limit, f"before a step, though max_grad_norm is {limit:g}")
+
+        # accelerate has put the optimiser into another one, which has no hooks.
+        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        if limit:
+            inner.register_step_pre_hook(check)
 
 
 def guard(module: nn.Module, network: nn.Module) -> None:
@@ -61,28 +85,29 @@ def _of(module: nn.Module) -> Guard | None:
     return one if isinstance(one, Guard) else None
 
 
-def _state() -> Any:
-    """The state of the trainer of transformers that is calling; None if there is none."""
+def _trainer() -> Any:
+    """The trainer of transformers that is calling; None if there is none."""
     name = "transformers.trainer"
     frame = inspect.currentframe() if name in sys.modules else None
     while frame is not None:
         if frame.f_globals.get("__name__") == name:
-            state = getattr(frame.f_locals.get("self"), "state", None)
-            if hasattr(state, "global_step"):
-                return state
+            trainer = frame.f_locals.get("self")
+            if hasattr(getattr(trainer, "state", None), "global_step"):
+                return trainer
         frame = frame.f_back
     return None
 
 
-def _check(network: nn.Module) -> None:
-    for one in network.parameters():
-        grad: Tensor | None = one.grad
-        if one.requires_grad and grad is not None and bool(grad.any()):
-            raise TrainError(
-                "the trainer has neither clipped nor cleared the gradients of the network",
-                got="gradients after a step",
-                expected="a trainer that knows the network",
-                hint="Make it anew, and give the trainer callbacks=[lyc.adapter_checkpoints(network)] "
-                "and an optimiser of its parameters, or a module that holds the model and the network. "
-                "A network that is not to be trained: network.requires_grad_(False)",
-            )
+def _check(network: nn.Module, most: float, when: str) -> None:
+    """Raise TrainError where the norm of a network's gradients is above `most`."""
+    grads = [one.grad for one in network.parameters() if one.requires_grad and one.grad is not None]
+    size = float(norm_of(grads, torch.zeros((), device=grads[0].device))) if grads else 0.0
+    if size > most:
+        raise TrainError(
+            "the trainer has neither clipped nor cleared the gradients of the network",
+            got=f"gradients of norm {size:.3g} {when}",
+            expected="a trainer that knows the network",
+            hint="Make it anew, and give the trainer callbacks=[lyc.adapter_checkpoints(network)] "
+            "and an optimiser of its parameters, or a module that holds the model and the network. "
+            "A network that is not to be trained: network.requires_grad_(False)",
+        )

@@ -44,8 +44,9 @@ def adapter_checkpoints(
     Raises TrainError without transformers. When a trainer is created, the callback raises TrainError if the
     trainer's model is not the network's or is no model of transformers, for `load_best_model_at_end`, and for
     `fp16` in several processes. When a training begins, it raises TrainError if the optimiser has none of the
-    network's parameters. Without the callback the pass after the first step raises TrainError, unless the
-    trainer's model holds the network or something else clears its gradients.
+    network's parameters. Without the callback the first step raises TrainError if its gradients are above
+    `max_grad_norm`, and else the pass after it, unless the trainer's model holds the network or something
+    else clips and clears its gradients.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 

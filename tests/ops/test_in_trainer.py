@@ -130,8 +130,16 @@ def test_a_trainer_that_leaves_the_gradients_of_a_network_is_refused(tmp_path: P
         return trainer.state.global_step
 
     for given in (optimiser, None):
-        with pytest.raises(lyc.TrainError, match="neither clipped nor cleared"):
+        with pytest.raises(lyc.TrainError, match=r"neither clipped nor cleared.*after a step"):
             train(given)
+    # No step is made where gradients are above the limit.
+    start = [one.detach().clone() for one in network.parameters()]
+    settings.max_grad_norm = LIMIT / 100
+    with pytest.raises(lyc.TrainError, match=r"neither clipped nor cleared.*before a step, though"):
+        train(optimiser)
+    assert all(map(torch.equal, network.parameters(), start))
+    optimiser.zero_grad()
+    settings.max_grad_norm = 1.0
     with pytest.raises(lyc.TrainError, match="no parameter of the network"):
         train(None, lyc.adapter_checkpoints(network))
     # Gradients from before do not matter, and other callbacks may clear them.
