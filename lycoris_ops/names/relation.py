@@ -42,11 +42,11 @@ ENCODER_ROOTS = ("text_model.", "model.", "bert.")
 Not all classes of transformers have them: a CLIP text model of transformers 5 has no `text_model`.
 """
 
-Places = tuple[Target, ...]
+Meaning = tuple[Target, ...]
 """What a name means: one target, or several whose stacked rows are the layer's; () for nothing."""
-Candidates = tuple[Places, ...]
+Candidates = tuple[Meaning, ...]
 """All that a name may mean: mostly one, none, or several rivals."""
-_Index = dict[str, list[Places]]
+_Index = dict[str, list[Meaning]]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Placed:
         named = {name.text: name for name in names}
         return cls(named) if relation is None else cls(named, relation, *relation.look_up(named.values()))
 
-    def places(self, file: str, layers: Iterable[str] | None = None) -> dict[str, Places]:
+    def places(self, file: str, layers: Iterable[str] | None = None) -> dict[str, Meaning]:
         """The one meaning of each name, () where there is none. Raises MatchError for rivals.
 
         file: the adapter's file, for the error. layers: only these, all where None.
         """
-        found: dict[str, Places] = {}
+        found: dict[str, Meaning] = {}
         for layer in self.meanings if layers is None else layers:
             rivals = self.meanings.get(layer, ())
             if len(rivals) > 1:
@@ -174,7 +174,7 @@ class Relation:
                 return tuple(found)
         return ()
 
-    def _first(self, number: int, candidates: list[Places]) -> list[Places]:
+    def _first(self, number: int, candidates: list[Meaning]) -> list[Meaning]:
         """The candidates in the text encoder that a number means, among all that have the layer."""
         ranks = [self.targets.rank(number, targets[0].encoder) for targets in candidates]
         best = min((rank for rank in ranks if rank is not None), default=-1)
@@ -262,7 +262,7 @@ class Relation:
         return self._words[same[close[0]]][1][0][0].name if close else None
 
     @cached_property
-    def _words(self) -> dict[str, tuple[frozenset[str], list[Places]]]:
+    def _words(self) -> dict[str, tuple[frozenset[str], list[Meaning]]]:
         """Every name but very long ones, with its words and its meanings."""
         # The model's own names come last, to replace equal names of other tools.
         known = {
@@ -300,7 +300,7 @@ class Spelled:
     prefix: str
     path: str
     """The name without the prefix."""
-    places: Places
+    places: Meaning
     spans: tuple[Span, ...]
     """The rows that the places are."""
     shape: Shape
@@ -360,7 +360,7 @@ class Written:
         return found
 
 
-def _enter(index: _Index, name: str, targets: Places) -> None:
+def _enter(index: _Index, name: str, targets: Meaning) -> None:
     """Add one meaning of a name; several tables can give the same one."""
     known = index.setdefault(_normal(name), [])
     if len(known) < RIVALS and targets not in known:

@@ -23,7 +23,7 @@ from ..maths.shapes import Extent, Rows, Shape
 from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName
-from .relation import Placed, Places, Relation, Spelled, Written
+from .relation import Meaning, Placed, Relation, Spelled, Written
 from .targets import Targets
 
 
@@ -108,7 +108,7 @@ def plan_names(
         # LoKr layers are named like all others.
         lokr.clear()
     planned: list[LayerToWrite] = []
-    through: dict[str, Places] = {}
+    through: dict[str, Meaning] = {}
     # diffusers reads LoKr under names that depend on the whole file, so even its own names may change.
     kept = {name for name in layers if name not in lokr and _is_kept(placed.named[name], dialect)}
     found = placed.places(file, [name for name in layers if name not in kept])
@@ -189,7 +189,7 @@ def _another(dialect: str) -> str:
     return f"Write it as {KEPT}, which has the model's own names, or leave the dialect out"
 
 
-def _check_fit(file: str, name: str, layer: Sized, places: Places, targets: Targets) -> None:
+def _check_fit(file: str, name: str, layer: Sized, places: Meaning, targets: Targets) -> None:
     shape = targets.shape_of(*places)
     if shape and layer.shape and not layer.fits(shape):
         raise MatchError(
@@ -231,7 +231,7 @@ class _Regrouping:
     file: str
     """The adapter's file, for errors."""
 
-    def of(self, layers: Mapping[str, Places]) -> list[LayerToWrite]:
+    def of(self, layers: Mapping[str, Meaning]) -> list[LayerToWrite]:
         """The layers to write for these, given the places of each in the model.
 
         Raises MatchError as `plan_names` does.

@@ -16,7 +16,7 @@ from ..maths.shapes import Rows, Shape, fits, shown
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
-from ..names.relation import Placed, Places, Relation
+from ..names.relation import Meaning, Placed, Relation
 from ..names.targets import Target, Targets, known_shapes
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
@@ -322,7 +322,7 @@ def _resolve_entry(
 
 
 def _weights(
-    entry: Entry, meanings: Mapping[str, Places], blocks: Blocks
+    entry: Entry, meanings: Mapping[str, Meaning], blocks: Blocks
 ) -> tuple[Outcome[float], Outcome[tuple[Timing, ...]]]:
     """The factors that the block rules and the schedule of an adapter give its layers."""
     weights, timings = Outcome[float]({}), Outcome[tuple[Timing, ...]]({})

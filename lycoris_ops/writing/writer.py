@@ -12,7 +12,7 @@ import torch
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
-from ..errors import LayerError, LycorisError, WriteError, either
+from ..errors import LayerError, LycorisError, MatchError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.relation import Placed, Relation
@@ -139,27 +139,35 @@ class Writer:
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""
-        able = [other for other in WRITES if other != self.dialect and self._holds(other, planned.sources)]
+        others = {name: self._refusal(name, planned.sources) for name in WRITES if name != self.dialect}
+        able = [name for name, refusal in others.items() if refusal is None]
+        hint = f"It can be written as {either(able)}" if able else "No dialect can hold it as it is"
+        kind = self.adapter.info[planned.sources[0]].algorithm
+        # Without a model some may only lack its name.
+        nameless = [name for name, why in others.items() if isinstance(why, MatchError)]
+        nameless = [name for name in nameless if WRITES[name].holds(kind, True)]
+        if nameless and not able and self._placed.relation is None:
+            hint = f"Give the model (model, --model or --base) to write it as {either(nameless)}"
         return LayerError(
             problem or f"{self.dialect} {error.problem}",
             file=self.adapter.path,
             key=planned.sources[0],
             got=error.got,
             expected=error.expected,
-            hint=f"It can be written as {either(able)}" if able else "No dialect can hold it as it is",
+            hint=hint,
         )
 
-    def _holds(self, dialect: str, layers: Collection[str]) -> bool:
-        """Whether another dialect can hold these layers, with any others that it joins to them."""
+    def _refusal(self, dialect: str, layers: Collection[str]) -> LycorisError | None:
+        """Why another dialect cannot hold these layers, with any others that it joins to them."""
         try:
             # Try everything, since the names, the tensors or the configuration may be impossible.
             planned = self._plan(dialect)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
             encoded = [(one, self._encoded(one, self._regrouper.make(one), dialect)) for one in met]
             configuration(dialect, encoded, self._placed.relation)
-        except LycorisError:
-            return False
-        return True
+        except LycorisError as error:
+            return error
+        return None
 
     def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
         info = self.adapter.info[planned.sources[0]]

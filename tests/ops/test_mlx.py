@@ -195,3 +195,16 @@ def test_layers_of_two_scales_do_not_fit_into_one_configuration(tmp_path: Path) 
     source = read(tmp_path, layers | {"x.q.alpha": torch.tensor(2.0), "x.v.alpha": torch.tensor(4.0)})
     with pytest.raises(lyc.LayerError, match="one scale for all layers"):
         lyc.save_adapter(source, tmp_path / "written", dialect="mlx")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(30, 12), (12, 12)])
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.wte"])
+def test_an_embedding_is_not_transposed(tmp_path: Path, name: str, rows: int, columns: int) -> None:
+    """mlx-lm fuses it as W + scale * lora_a @ lora_b, for a weight (V, D)."""
+    held = {f"{name}.lora_a": torch.randn(rows, 3), f"{name}.lora_b": torch.randn(3, columns)}
+    adapter = lyc.load_adapter(folder(tmp_path, held))
+    wanted = 20.0 * held[f"{name}.lora_a"].double() @ held[f"{name}.lora_b"].double()
+    torch.testing.assert_close(change(adapter.layers[name], (rows, columns)), wanted)
+    path = lyc.save_adapter(adapter, tmp_path / "again", "mlx").path
+    again = load_file(path)
+    assert all(torch.equal(again[key], tensor) for key, tensor in held.items()) and len(again) == 2

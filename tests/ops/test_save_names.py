@@ -176,6 +176,15 @@ def test_all_other_names_need_one_and_say_so(tmp_path: Path, before: str, dialec
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_bare_names_that_one_dialect_refuses_may_be_held_by_others(tmp_path: Path) -> None:
+    """mlx keeps a bare name, but holds no LoHa. Others hold it, and only lack its name without a model."""
+    source = adapter(tmp_path, {"blocks.0.attn.to_q": loha((12, 12), 2)})
+    with pytest.raises(
+        lyc.LayerError, match=r"mlx holds.*Give the model .*as kohya, comfy, peft or lycoris$"
+    ):
+        lyc.save_adapter(source, tmp_path / "out", "mlx")
+
+
 def test_a_layer_that_the_model_has_not_is_an_error(tmp_path: Path) -> None:
     source = adapter(
         tmp_path,

@@ -1,8 +1,9 @@
 """mlx-lm's adapters: `<path>.lora_a` (I, r) and `lora_b` (r, O), the scale in `adapter_config.json`.
 
 delta = scale * (lora_a @ lora_b)^T, and for DoRA `m` (O,) is the norm of each output. Both factors are
-transposed to those of LoRA; alpha is scale * r. Other tools' lower-case factors, (r, I) and (O, r), are read
-by their shapes.
+transposed to those of LoRA; alpha is scale * r. On an embedding (V, D), known by its name, lora_a (V, r) and
+lora_b (r, D) are LoRA's up and down: delta = scale * lora_a @ lora_b. Other tools' lower-case factors, (r, I)
+and (O, r), are read by their shapes.
 Source: `tuner/lora.py`, `tuner/dora.py` and `load_adapters` of mlx-lm 0.32 (MIT).
 """
 
@@ -30,6 +31,8 @@ from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
 
 A, B = ".lora_a", ".lora_b"
 END = re.compile(r"\.(lora_a|lora_b|m)$")
+EMBEDDING = re.compile(r"(?:^|\.)(?:embed|embed_(?:tokens|in|positions)|\w*embeddings?|w[tp]e)$")
+"""The end of the name of an embedding in the models of mlx-lm."""
 SUFFIXES = {"lora_a": "lora_down.weight", "lora_b": "lora_up.weight", "m": "dora_scale"}
 
 
@@ -52,14 +55,23 @@ def _opened(read: Opened) -> Opened:
     for name in names:
         if not _transposed(file, name, known=scale is not None):
             continue
-        for key in (name + A, name + B):
-            whole = file.tensors[key]
-            tensors[key] = TensorInfo(whole.dtype, whole.shape[::-1])
-            made[key] = (key, lambda tensor: tensor.T.contiguous())
+        for key, other in ((name + A, name + B), (name + B, name + A)):
+            source = other if EMBEDDING.search(name) else key
+            whole = file.tensors[source]
+            tensors[key] = TensorInfo(whole.dtype, whole.shape if source == other else whole.shape[::-1])
+            made[key] = (source, _same if source == other else _turned)
         if scale is not None and (alpha := f"{name}.{ALPHA}") not in tensors:
             added[alpha] = torch.tensor(scale * file.tensors[name + A].shape[1], dtype=torch.float64)
             tensors[alpha] = TensorInfo.of(added[alpha])
     return replace(read, file=DerivedFile(file, tensors, made, added)) if made else read
+
+
+def _turned(factor: Tensor) -> Tensor:
+    return factor.T.contiguous()
+
+
+def _same(factor: Tensor) -> Tensor:
+    return factor
 
 
 def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
@@ -128,7 +140,7 @@ class MlxConfig(RankedConfig[WantedMlx]):
             )
         if DORA in tensors and layer.magnitude_axis() != 0:
             raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
-        written = {"lora_a": tensors[DOWN].T.contiguous(), "lora_b": tensors[UP].T.contiguous()}
+        written = {"lora_a": _turned(tensors[DOWN]), "lora_b": _turned(tensors[UP])}
         if DORA in tensors:
             written["m"] = tensors[DORA].flatten()
         rank = len(tensors[DOWN])
@@ -160,6 +172,8 @@ def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
     tensors, wanted = MlxConfig.encoded(layer)
+    if EMBEDDING.search(asked.name):
+        tensors |= {"lora_a": _turned(tensors["lora_b"]), "lora_b": _turned(tensors["lora_a"])}
     return Encoded(asked.name, tensors, configured=(MlxConfig, wanted))
 
 
