@@ -8,7 +8,7 @@ processes before each step, so that all make the same step. Each has the whole n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -76,15 +76,6 @@ def share(tensors: Sequence[Tensor]) -> None:
                 _dist.broadcast(own_part(tensor), src=_dist.get_global_rank(group, 0), group=group)
 
 
-def shared(value: float, device: torch.device) -> float:
-    """The number that the first process has."""
-    if not _on():
-        return value
-    tensor = torch.tensor([value], device=device)
-    _dist.broadcast(tensor, src=0)
-    return float(tensor)
-
-
 def of_first(value: Value) -> Value:
     """The value of the first process, of any kind that can be pickled."""
     if not _on():
@@ -115,6 +106,8 @@ class Copies:
     """Which copy this process computes, from 0."""
     size: int
     """How many processes compute one copy."""
+    sharded: bool = False
+    """Whether the network is sharded: all processes gather it to save it, and the first one writes."""
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """`add_up` of tensors that all processes of a copy have: each copy counts once."""
@@ -133,14 +126,20 @@ class Copies:
         return gradients
 
 
-def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
-    """The copies of a model; all processes call this.
+def copies_of(module: nn.Module, network: nn.Module, mesh: Any = None) -> Copies:
+    """The copies of a model with a network; all processes call this.
 
     Processes that hold parts of one weight compute one copy together. `mesh` is a DeviceMesh over copies, for
     a model whose weights do not show the copies: processes at the same position of it compute one copy.
 
-    Raises TrainError unless each copy has as many processes as the others, and all parts of its weights.
+    Raises TrainError unless each copy has as many processes as the others, and all parts of its weights, and
+    where the network is sharded over only some of the processes, or where several compute one copy.
     """
+    found = _copies(module, mesh)
+    return replace(found, sharded=_is_sharded(network, found))
+
+
+def _copies(module: nn.Module, mesh: Any) -> Copies:
     parts = in_parts(module)
     if not parts and mesh is None:
         return Copies(count(), rank(), 1)
@@ -190,9 +189,7 @@ def divided_by(weight: Tensor) -> str:
     return f"{', '.join(map(str, divided.placements))} of {divided.device_mesh}"
 
 
-def check_parts(network: nn.Module, copies: Copies) -> bool:
-    """Whether a network is sharded. Raises TrainError where it is sharded over only some of the processes, or
-    where several processes compute one copy of the model."""
+def _is_sharded(network: nn.Module, copies: Copies) -> bool:
     # Its weights may be gathered now.
     give_back(network)
     divided = {name: value for name, value in network.named_parameters() if is_divided(value)}

@@ -227,7 +227,7 @@ class Checkpoints:
             self._since = monotonic()
         elif self.minutes is not None:
             due = monotonic() - self._since >= 60 * self.minutes
-        if processes.shared(float(due), trainer.device) if trainer.sharded else due:
+        if processes.of_first(due) if trainer.copies.sharded else due:
             self.write_last_if_possible(trainer)
 
     def write_last_if_possible(self, trainer: Trainer) -> None:

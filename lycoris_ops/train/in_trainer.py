@@ -90,8 +90,7 @@ def adapter_checkpoints(
                 )
             # A training that failed has not called on_train_end.
             changed.close()
-            self.copies = processes.copies_of(network.module)
-            processes.check_parts(network, self.copies)
+            self.copies = processes.copies_of(network.module, network)
             processes.share(list(network.parameters()))
             network.zero_grad()
             whole = model.save_pretrained

@@ -134,7 +134,7 @@ def train_network(
     """
     began = time.monotonic()
     check_agreed(net, batches, validation, options)
-    copies = processes.copies_of(net.module, options.mesh)
+    copies = processes.copies_of(net.module, net, options.mesh)
     steps = options.steps or steps_of(batches, options.epochs or 0, options.accumulation, copies.count)
     first = processes.rank() == 0
     # Check before the work, so that writing the file does not fail at the end.
@@ -147,8 +147,8 @@ def train_network(
         check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
     if first and options.folder is not None:
         check_unclaimed(options.folder)
-    sharded = processes.check_parts(net, copies)
-    if options.folder is not None and (first or sharded):
+    takes_part = first or copies.sharded
+    if options.folder is not None and takes_part:
         net.check_dialect(options.dialect)
     searched = search_network(
         net,
@@ -188,7 +188,7 @@ def train_network(
             stepped.append(view.stepped)
             judged.append(view.validated)
         kept = None
-        if options.folder is not None and (first or sharded):
+        if options.folder is not None and takes_part:
             minutes = options.checkpoint_minutes
             kept = Checkpoints(options.folder, options.dialect, options.keep, minutes, writes=first)
             closing.callback(kept.end)
@@ -204,7 +204,7 @@ def train_network(
             raise
         except BaseException:
             # Before the first step there is nothing to keep, and a state would be in the next run's way.
-            if kept and trainer.done and trainer.whole and not sharded:
+            if kept and trainer.done and trainer.whole and not copies.sharded:
                 with uninterrupted():
                     path = kept.write(trainer, "last")
                 if rescued:
@@ -215,7 +215,7 @@ def train_network(
                 # If this fails, the adapter's file still has the trained weights.
                 kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
         trainer.return_to_best()
-        if out and (first or sharded):
+        if out and takes_part:
             trainer.save(options.output or out)
             if curves and first:
                 draw_curves(trainer.history, curves)

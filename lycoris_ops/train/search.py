@@ -289,7 +289,7 @@ def search_network(
             got=f"rate, and the optimiser {options.optimiser}",
             expected='"off", "all", or another optimiser',
         )
-    if processes.check_parts(net, processes.copies_of(net.module, options.mesh)):
+    if processes.copies_of(net.module, net, options.mesh).sharded:
         raise TrainError(
             "a race needs whole networks, and this one is sharded",
             key="search",

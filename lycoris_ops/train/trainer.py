@@ -107,10 +107,8 @@ class Trainer:
         self.total = total
         self.validation = validation
         move_to_train(net, options.device)
-        self.copies = processes.copies_of(net.module, options.mesh)
+        self.copies = processes.copies_of(net.module, net, options.mesh)
         """The copies of the model that learn from different batches."""
-        self.sharded = processes.check_parts(net, self.copies)
-        """Whether the network is sharded: all processes gather it to save it, and the first one writes."""
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
@@ -136,7 +134,7 @@ class Trainer:
                 expected="schedule constant, and no ema",
             )
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
-        if self.sharded and not self.family.elementwise:
+        if self.copies.sharded and not self.family.elementwise:
             raise TrainError(
                 "this optimiser needs whole tensors, and the network is sharded",
                 key="optimiser",
@@ -250,7 +248,7 @@ class Trainer:
         """Within `evaluated`: keep the weights if this is the best step so far."""
         if self.options.saved == "best" and self._is_best:
             # Not on the accelerator, which has little room. Processes keep their parts where they are.
-            self._best = copies(self.parameters, None if self.sharded else "cpu")
+            self._best = copies(self.parameters, None if self.copies.sharded else "cpu")
 
     @property
     def _is_best(self) -> bool:
@@ -273,12 +271,9 @@ class Trainer:
 
         Afterwards all is bitwise as before.
         """
-        modes = [module for module in chain(self.net.modules(), self.net.module.modules()) if module.training]
         before = copies(self.parameters)
         self.whole = False
         try:
-            self.net.eval()
-            self.net.module.eval()
             # The best weights are averages already.
             if self._returned is not None:
                 pass
@@ -286,14 +281,13 @@ class Trainer:
                 self._averaging(True)
             elif self.average is not None:
                 copy_into(self.parameters, self.average)
-            yield
+            with evaluating(chain(self.net.modules(), self.net.module.modules())):
+                yield
         finally:
             with uninterrupted():
                 self._averaging(False)
                 # An optimiser that swaps its average out again rounds the weights.
                 copy_into(self.parameters, before)
-                for module in modes:
-                    module.training = True
                 self.whole = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -303,7 +297,7 @@ class Trainer:
         """
         options = self.options
         with self.evaluated():
-            if self.sharded and processes.rank() != 0:
+            if self.copies.sharded and processes.rank() != 0:
                 self.net.to_adapter(dialect=options.dialect)
                 return
             text = {**metadata_of_training(self), **options.metadata}
@@ -334,7 +328,7 @@ class Trainer:
             "rise": self._rise.state_dict(),
             "idle": sorted(self.idle),
         }
-        return gathered(state) if self.sharded else state
+        return gathered(state) if self.copies.sharded else state
 
     @torch.inference_mode(mode=False)
     def load_state_dict(self, state: dict[str, Any], file: str | None = None) -> None:
@@ -389,7 +383,7 @@ class Trainer:
                 self._keep_best()
         # States of older versions have none. Then only later validations count.
         elif (best := state.get("best")) and not anew:
-            self._best = copies(self.parameters, None if self.sharded else "cpu")
+            self._best = copies(self.parameters, None if self.copies.sharded else "cpu")
             self._put(self._best, best)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
@@ -398,7 +392,7 @@ class Trainer:
         If the network is sharded, all processes call it, and the first one writes.
         """
         state = self.state_dict()
-        if not self.sharded or processes.rank() == 0:
+        if not self.copies.sharded or processes.rank() == 0:
             STATE_FORM.write(Path(path), state)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
@@ -418,7 +412,7 @@ class Trainer:
 
     def _divided(self, state: dict[str, Any]) -> dict[str, Any]:
         """An optimiser's state, with its tensors sharded like their parameters."""
-        if not self.sharded:
+        if not self.copies.sharded:
             return state
         own = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         table = {

@@ -196,7 +196,7 @@ def averaged(net: lyc.LycorisNetwork, rank: int) -> None:
     """Gradients are averaged over two processes and clipped, or halved where they are sums already."""
     for one in net.parameters():
         one.grad = torch.full_like(one, 3.0 if hasattr(one, "full_tensor") else 1.0 + rank)
-    found = mean_gradients(net, copies_of(net.module), 0.5)
+    found = mean_gradients(net, copies_of(net.module, net), 0.5)
     count = sum(one.numel() for one in net.parameters())
     for grad in whole(one.grad for one in net.parameters() if one.grad is not None):
         assert torch.allclose(grad * found / 0.5, torch.full_like(grad, 1.5))
