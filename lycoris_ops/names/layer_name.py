@@ -11,6 +11,10 @@ EXPERT = re.compile(r"[._]expert(\d{1,6})$")
 """The end of a layer's name if the layer is for one expert of a parameter."""
 
 
+BEGINS = re.compile("|".join(map(re.escape, sorted(PREFIXES, key=len, reverse=True))))
+"""Any prefix, the longest that fits: `unet.base_model.model.` of PEFT begins like `unet.`."""
+
+
 class LayerName(NamedTuple):
     """A layer's name: a tool's prefix, and the path."""
 
@@ -25,10 +29,8 @@ class LayerName(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> LayerName:
-        for prefix, dialect in PREFIXES:
-            if text.startswith(prefix.text):
-                return cls(text, dialect, prefix, text[len(prefix.text) :])
-        return cls.bare(text)
+        found = BEGINS.match(text)
+        return cls(text, *PREFIXES[found[0]], text[found.end() :]) if found else cls.bare(text)
 
     @classmethod
     def bare(cls, text: str) -> LayerName:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..algorithms import ALGORITHMS
 from ..errors import LayerError
 from ..files.tensor_file import TensorFile
-from ..names.dialects import BASE_WEIGHTS, DIALECTS, Dialect, Groups, Opened, is_aside, split_key, value_of
+from ..names.dialects import BASE_WEIGHTS, DIALECTS, Groups, Opened, is_aside, split_key, value_of
 from ..names.layer_name import LayerName
 
 COMPANIONS: frozenset[str] = (
@@ -14,8 +14,6 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.table.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
-SPLITS = [(dialect, dialect.split) for dialect in DIALECTS.values() if dialect.split]
-"""The dialects that split keys of their own, see `Dialect.split`."""
 WORDS = 8
 """The most words of an unknown suffix. No tool writes more than four, but a key of nothing but dots has
 hundreds."""
@@ -29,28 +27,18 @@ def group(read: Opened) -> tuple[Groups, list[str]]:
     grouped: Groups = {}
     strangers: list[str] = []
     file, rename = read.file, read.dialect.rename if read.dialect else None
-    met: dict[str, Dialect] = {}
     for key in file.tensors:
         name = rename(key) if rename else key
-        split = split_key(name) or _split(name, met)
+        split = split_key(name)
         if split is None:
             strangers.append(key)
         else:
             _put(grouped, *split, key, file)
     rest = [key for key in strangers if not _adopt(key, grouped)]
     _join_companions(grouped, file)
-    for other in met.values():
-        grouped = other.regrouped(grouped) if other.regrouped else grouped
+    for dialect in DIALECTS.values():
+        grouped = dialect.regrouped(grouped) if dialect.regrouped else grouped
     return grouped, [key for key in rest if not _take_value(key, grouped, read)]
-
-
-def _split(key: str, met: dict[str, Dialect]) -> tuple[str, str] | None:
-    """The layer's name and the suffix in a key that only a dialect can split. It is then among the `met`."""
-    for dialect, split in SPLITS:
-        if found := split(key):
-            met[dialect.name] = dialect
-            return found
-    return None
 
 
 def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) -> None:

@@ -145,11 +145,10 @@ def _by_end() -> dict[str, list[tuple[str, str]]]:
 
 
 _BY_END = _by_end()
-PREFIXES = sorted(
-    ((prefix, dialect.name) for dialect in DIALECTS.values() for prefix in dialect.prefixes),
-    key=lambda item: -len(item[0].text),
-)
-"""Every prefix with its dialect, the longest first: `unet.base_model.model.` of PEFT begins like `unet.`."""
+PREFIXES = {
+    prefix.text: (dialect.name, prefix) for dialect in DIALECTS.values() for prefix in dialect.prefixes
+}
+"""Every prefix by its text, with its dialect."""
 
 
 def _recognised(keys: Mapping[str, object]) -> Dialect | None:

@@ -184,10 +184,8 @@ class Dialect:
     """Whether a file with these keys is of this dialect; None where the prefix of each key shows it."""
     rename: Callable[[str], str] | None = None
     """From a key of a recognised file to one that consists of a prefix, a path and a known suffix."""
-    split: Callable[[str], tuple[str, str] | None] | None = None
-    """The layer's name and a suffix in a key whose suffix is none of the algorithms'; None for other keys."""
     regrouped: Callable[[Groups], Groups] | None = None
-    """The layers that are meant where `split` took a key."""
+    """The layers that are meant, where keys have suffixes that are none of the algorithms'."""
     aside: Callable[[str], bool] | None = None
     """Whether a key is of training alone, and of no layer, though it begins with the name of one."""
     base_weight: str | None = None

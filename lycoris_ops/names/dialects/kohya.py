@@ -23,8 +23,8 @@ ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
 
 
-NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
-"""The suffix of one part of OFT of a fused layer, with the part's number."""
+NUMBERED = {f"{BLOCKS}.{number}": str(number) for number in range(16)}
+"""The suffixes of the parts of OFT of a fused layer, with the parts' numbers. Flux' layers have up to 4."""
 SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
 """Ends of the names of Flux' fused layers, with the relative numbers of rows of their parts: q, k and v, and
 in `linear1` the MLP."""
@@ -60,13 +60,6 @@ def _is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
     return not bool(rest.any())
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    head, _, number = key.rpartition(".")
-    if not head.endswith(f".{BLOCKS}") or not NUMBERED.fullmatch(f"{BLOCKS}.{number}"):
-        return None
-    return head[: -len(BLOCKS) - 1], f"{BLOCKS}.{number}"
-
-
 def _by_part(grouped: Groups) -> Groups:
     """Make each numbered part of a fused layer in kohya-ss' OFT a layer by itself.
 
@@ -76,9 +69,11 @@ def _by_part(grouped: Groups) -> Groups:
     another layer's name: no algorithm reads these.
     Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
+    if all(map(NUMBERED.keys().isdisjoint, grouped.values())):
+        return grouped
     parted: Groups = {}
     for name, keys in grouped.items():
-        numbers = {suffix: match[1] for suffix in keys if (match := NUMBERED.fullmatch(suffix))}
+        numbers = {suffix: NUMBERED[suffix] for suffix in keys if suffix in NUMBERED}
         parts = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
         shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
         if not numbers or BLOCKS in shared or any(part in grouped for part in {*parts.values()} - {name}):
@@ -139,8 +134,7 @@ DIALECT = Dialect(
         Prefix("oft_te1_", "te", 1),
         Prefix("oft_te2_", "te", 2),
     ),
-    suffixes={"lora_up.bias": BIAS},
-    split=_split,
+    suffixes={"lora_up.bias": BIAS, **dict(zip(NUMBERED, NUMBERED, strict=True))},
     regrouped=_by_part,
     restated=_restated,
     write=Write(
