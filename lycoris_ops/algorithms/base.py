@@ -586,6 +586,12 @@ class Dependent:
 Form = Additive | Dependent
 
 
+def independent(forms: Sequence[Form]) -> tuple[Additive, ...] | None:
+    """The forms, unless one depends on the weight or bias; then None."""
+    additive = tuple(form for form in forms if not isinstance(form, Dependent))
+    return additive if len(additive) == len(forms) else None
+
+
 def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
     """The sum of a layer's forms as the change of `met`, a weight or bias, in its shape.
 
@@ -601,7 +607,7 @@ def formed(forms: Sequence[Form], met: Tensor) -> Tensor:
     for form in forms:
         if isinstance(form, Dependent):
             return shaped(form.change(met.to(dtype)), met.shape)
-    additive = [form for form in forms if not isinstance(form, Dependent)]
+    additive = independent(forms)
     if not additive:
         return torch.zeros(met.shape, dtype=dtype, device=met.device)
     return shaped(add_up(additive, dtype, met.device), met.shape)

@@ -82,7 +82,7 @@ def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
     if source.only or len(source.shape) < 2:
         return (source.only or "full",)
     if settings.algorithm == SAME:
-        return (source.kind,) if source.kind in FITTED else ("lora",)
+        return (source.kind or "lora",)
     if settings.algorithm != ANY:
         return (settings.algorithm,)
     # Among layers that keep equally much at one size the first wins: a LoRA rather than a full difference.

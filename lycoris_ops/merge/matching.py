@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algorithms.base import Dependent, Parameter
+from ..algorithms.base import Parameter, independent
 from ..changes.forms import Additive, Dense
 from ..errors import LayerError, LycorisError, MatchError
 from ..files.weights import Weights
@@ -106,22 +106,20 @@ class ChangedPlace:
         part = self.read(entry, match)
         count = (self.shape if part.parameter == "weight" else self.bias)[0]
         with part.named():
-            met = part.forms()
-            plain: list[Additive] = [form for form in met if not isinstance(form, Dependent)]
-            if len(plain) < len(met):
+            forms = independent(part.forms())
+            if forms is None:
                 change = part.delta(self._met(part))
-                plain = [Dense(change.reshape(len(change), -1))]
+                forms = (Dense(change.reshape(len(change), -1)),)
             elif part.rows is not None:
-                plain = [form.embedded(part.rows, count) for form in plain]
-            check_finite(plain)
-        return plain if factor == 1.0 else [form.times(factor) for form in plain]
+                forms = tuple(form.embedded(part.rows, count) for form in forms)
+            check_finite(forms)
+        return [form if factor == 1.0 else form.times(factor) for form in forms]
 
     def _met(self, part: Part) -> Tensor:
         """The weight or bias that a layer depends on, in float32 or float64."""
         key = self.target.key if part.parameter == "weight" else self.target.bias
         if self.base is None or key is None:
-            name = None if self.base is None else self.base.name
-            raise no_weight(part.layer.algorithm, part.parameter, name)
+            raise no_weight(part.layer.algorithm, part.parameter, self.base)
         value = self.base.read(key)
         return value.to(compute_dtype(value.dtype))
 

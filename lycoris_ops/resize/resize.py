@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Form, change_of
+from ..algorithms.base import change_of, independent
 from ..algorithms.checks import scale
 from ..algorithms.fitting import Delta
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..changes.forms import Additive, Dense, Kronecker, add_up
-from ..errors import LayerError, located, number_of
+from ..errors import LayerError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
@@ -27,7 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..names.relation import Placed, Relation
+from ..names.relation import Placed, Places, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter, LayerInfo
@@ -55,9 +55,9 @@ def resize_adapter(
     "auto" adds parameters until one more would keep less of the change than a parameter of the full weights
     does on average. A budget in bytes counts the whole file, with its tensors in their new dtype. `algorithm`
     is a kind in FITTED, "auto" to give each layer the kind that keeps most for its bytes, or "same" to keep
-    each layer's kind if it is in FITTED, and else to make a LoRA. Some layers stay the same, bit for bit:
-    norms, biases, layers that enlarge their weight, and those that already have the kind and are small
-    enough. alpha follows the rank, so the scale of the factors stays.
+    each layer's kind. Some layers stay the same, bit for bit: norms, biases, layers that enlarge their
+    weight, those that already have the kind and are small enough, and with "same" those of kinds not in
+    FITTED. alpha follows the rank, so the scale of the factors stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA, and full layers
@@ -72,196 +72,165 @@ def resize_adapter(
     Layers in `adapter.unreadable` are left out, and the report says so.
 
     Raises LayerError for a layer that holds NaN or needs a base, or whose tensors contradict each other;
-    MatchError where its name fits several weights of the base; PlanError for a size that cannot be met.
+    MatchError where its name fits several weights of the base; PlanError for a size that cannot be met, and
+    where all layers stay the same at any size.
     """
     settings = FitSettings(size, algorithm, **making)
-    made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
-    metadata = made.metadata()
-    kept = {name: adapter.layer(name, keep=False) for name in made.staying}
-    sources = made.sources()
+    weights = None if base is None else weights_of(base, codec)
+    metadata = _metadata(adapter, settings, weights)
+    kept = {
+        name: adapter.layer(name, keep=False) for name, info in adapter.info.items() if _stays(info, settings)
+    }
+    sources = _sources(adapter, [name for name in adapter.info if name not in kept], weights)
+    if kept and not sources:
+        raise _no_size(adapter)
     if prepare:
-        staying = {name: Expected(adapter.info[name].algorithm, ()) for name in made.staying}
+        staying = {name: Expected(type(layer), ()) for name, layer in kept.items()}
         prepare(expected(sources, settings) | staying)
     with located(file=adapter.path):
         layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
+    stay = number_of(len(kept), "layer stays as it is", "layers stay as they are")
+    notes = [f"{stay}: norms, biases, and others without a size"] if kept else []
     report = replace(
         report,
-        left_out={**made.left_out, **report.left_out},
-        missing=made.missing(),
-        notes=(*made.notes(), *report.notes),
+        left_out={**dict.fromkeys(adapter.unreadable, "because it cannot be read"), **report.left_out},
+        missing=_missing(adapter),
+        notes=(*notes, *report.notes),
         source_size=adapter.size,
     )
-    found = Adapter.of(
+    resized = Adapter.of(
         {name: layer for name, layer in together.items() if layer is not None},
         name=adapter.name,
         dialect=adapter.dialect,
         metadata=_told(metadata, layers),
         on_parameters=adapter.on_parameters,
     )
-    return replace(found, report=report)
+    return replace(resized, report=report)
 
 
-@dataclass(frozen=True)
-class _Resizing:
-    """An adapter being resized."""
+def _stays(info: LayerInfo, settings: FitSettings) -> bool:
+    """Whether a layer stays unchanged at any size."""
+    fitted = settings.algorithm != SAME or info.algorithm.algorithm in FITTED
+    return not fitted or not _has_size(info)
 
-    adapter: Adapter
-    settings: FitSettings
-    base: Weights | None
 
-    @property
-    def staying(self) -> list[str]:
-        """Names of the layers that stay unchanged at any size."""
-        return [name for name, info in self.adapter.info.items() if self._stays(info)]
+def _has_size(info: LayerInfo) -> bool:
+    """Whether a layer can be made smaller, at least as one of another kind."""
+    bare = info.algorithm in (Norm, Full) and (len(info.shape) == 1 or None in info.shape)
+    return bool(info.shape) and not info.enlarges and not bare
 
-    def _stays(self, info: LayerInfo) -> bool:
-        shape = info.shape
-        if (
-            info.enlarges
-            or not shape
-            or (info.algorithm in (Norm, Full) and (len(shape) == 1 or None in shape))
-        ):
-            return True
-        return self.settings.algorithm == SAME and info.algorithm.algorithm not in FITTED
 
-    @property
-    def left_out(self) -> dict[str, str]:
-        return dict.fromkeys(self.adapter.unreadable, "because it cannot be read")
+def _no_size(adapter: Adapter) -> PlanError:
+    """The error where all layers stay as they are."""
+    other = any(map(_has_size, adapter.info.values()))
+    return PlanError(
+        "layers of these kinds cannot be resized",
+        file=adapter.path,
+        got=", ".join(sorted({info.algorithm.algorithm for info in adapter.info.values()})),
+        expected=", ".join(FITTED),
+        hint=f"Choose a kind to convert them to instead of {SAME}, such as lora" if other else None,
+    )
 
-    def notes(self) -> list[str]:
-        if not self.staying:
-            return []
-        stay = number_of(len(self.staying), "layer stays as it is", "layers stay as they are")
-        return [f"{stay}: norms, biases, and others without a size"]
 
-    def missing(self) -> tuple[str, ...]:
-        lines: list[str] = []
-        if self.adapter.embeddings:
-            lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
-        if self.adapter.left_out:
-            lines.append(f"{number_of(len(self.adapter.left_out), 'unknown key')} of the file left out")
-        return tuple(lines)
+def _missing(adapter: Adapter) -> tuple[str, ...]:
+    lines: list[str] = []
+    if adapter.embeddings:
+        lines.append(f"the embeddings {', '.join(adapter.embeddings)} are left out")
+    if adapter.left_out:
+        lines.append(f"{number_of(len(adapter.left_out), 'unknown key')} of the file left out")
+    return tuple(lines)
 
-    def metadata(self) -> dict[str, str]:
-        settings = self.settings
-        recipe = {
-            "resized": self.adapter.name,
-            "size": str(settings.size),
-            "algorithm": settings.algorithm,
-            "seed": settings.seed,
-            **({} if self.base is None else {"base": short_name(self.base.name)}),
-        }
-        return metadata_of(self.adapter.metadata, {}, recipe, "source_recipe")
 
-    def sources(self) -> list[Source]:
-        """Raises LayerError for a layer that needs a base if there is none."""
-        staying = set(self.staying)
-        weights = _Places(self.adapter, self.base) if self.base is not None else None
-        found: list[Source] = []
-        alphas = self.adapter.alphas()
-        for name, info in self.adapter.info.items():
-            if name in staying:
-                continue
-            shape = self._shape(info, weights)
-            rank, alpha = info.rank, alphas[name]
-            with located(file=self.adapter.path, key=name):
-                factor = scale(alpha, rank) if rank and info.algorithm.table.scaled_by_alpha else 1.0
-            found.append(
-                Source(
-                    name=name,
-                    shape=shape,
-                    read=partial(self._read, name, shape, abs(factor) or 1.0, weights),
-                    before=info.words,
-                    dtype=self.adapter.dtype_of(name),
-                    kind=info.algorithm.algorithm,
-                )
+def _metadata(adapter: Adapter, settings: FitSettings, base: Weights | None) -> dict[str, str]:
+    recipe = {
+        "resized": adapter.name,
+        "size": str(settings.size),
+        "algorithm": settings.algorithm,
+        "seed": settings.seed,
+        **({} if base is None else {"base": short_name(base.name)}),
+    }
+    return metadata_of(adapter.metadata, {}, recipe, "source_recipe")
+
+
+def _sources(adapter: Adapter, names: Sequence[str], base: Weights | None) -> list[Source]:
+    """Raises LayerError for a layer that needs a base if there is none."""
+    placed = Placed.of(adapter.names, None if base is None else Relation(base.shapes))
+    places, alphas = placed.places(adapter.path), adapter.alphas()
+    sources: list[Source] = []
+    for name in names:
+        info, known = adapter.info[name], placed.shape_of(name)
+        with located(file=adapter.path, key=name):
+            shape = _shape(info, known, base)
+            scaled = info.rank and info.algorithm.table.scaled_by_alpha
+            factor = scale(alphas[name], info.rank or 1) if scaled else 1.0
+        sources.append(
+            Source(
+                name=name,
+                shape=shape,
+                read=partial(_read, adapter, name, shape, abs(factor) or 1.0, places.get(name, ()), base),
+                before=info.words,
+                dtype=adapter.dtype_of(name),
+                kind=info.algorithm.algorithm,
             )
-        return found
-
-    def _shape(self, info: LayerInfo, weights: _Places | None) -> Shape:
-        known = None if weights is None else weights.shape(info.name)
-        if known:
-            if not info.fits(known):
-                raise LayerError(
-                    "a layer does not fit its weight in the base model",
-                    file=self.adapter.path,
-                    key=info.name,
-                    got=info.made_for,
-                    expected=str(list(known)),
-                    hint="Give the model that the adapter was made for",
-                )
-            return known
-        shape = tuple(size for size in info.shape if size is not None)
-        if len(shape) < len(info.shape) or len(shape) < 2:
-            raise self._needs_base(info.name, info.algorithm.algorithm, weights)
-        return shape
-
-    def _read(self, name: str, shape: Shape, scale: float, weights: _Places | None, pause: Pause) -> Delta:
-        pause()
-        layer = self.adapter.layer(name, keep=False)
-        with located(file=self.adapter.path, key=name):
-            forms, beside = layer.forms(), layer.forms("bias")
-            weight = bias = None
-            if _depends(forms) or _depends(beside):
-                if weights is None or not weights.shape(name):
-                    raise self._needs_base(name, layer.algorithm, weights)
-                weight = weights.read(name) if _depends(forms) else None
-                bias = weights.bias(name) if _depends(beside) else None
-            if weight is not None:
-                forms = (Dense(layer.delta(weight).flatten(1)),)
-            added: Tensor | None = None
-            if beside and _depends(beside):
-                added = None if bias is None else change_of(beside, bias)
-            elif beside:
-                added = add_up(_plain(beside), torch.float32, CPU).flatten()
-        bound = weight is not None or _depends(beside)
-        return Delta(
-            _plain(forms),
-            shape,
-            bias=added,
-            own=layer,
-            bound=bound,
-            scale=scale,
-            split=_split(forms, shape),
         )
-
-    def _needs_base(self, name: str, kind: str, weights: _Places | None) -> LayerError:
-        base = None if weights is None else weights.weights.name
-        return no_weight(kind, "weight", base, file=self.adapter.path, key=name)
+    return sources
 
 
-class _Places:
-    """The weights of a base model that an adapter's layers change."""
-
-    def __init__(self, adapter: Adapter, weights: Weights) -> None:
-        self.weights = weights
-        placed = Placed.of(adapter.names, Relation(weights.shapes))
-        self._found = placed.places(adapter.path)
-        self.shape = placed.shape_of
-
-    def read(self, name: str) -> Tensor:
-        """The weight of a layer, or rows of several weights concatenated, in float32 or float64."""
-        return self._wide(weight_rows(self._found[name]))
-
-    def bias(self, name: str) -> Tensor | None:
-        found = bias_rows(self._found[name])
-        return self._wide(found) if found else None
-
-    def _wide(self, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
-        values = read_rows(self.weights, places)
-        return values.to(compute_dtype(values.dtype))
+def _shape(info: LayerInfo, known: Shape, base: Weights | None) -> Shape:
+    """The shape of a layer's weight; `known` is the base's."""
+    if known:
+        if not info.fits(known):
+            raise LayerError(
+                "a layer does not fit its weight in the base model",
+                got=info.made_for,
+                expected=str(list(known)),
+                hint="Give the model that the adapter was made for",
+            )
+        return known
+    shape = tuple(size for size in info.shape if size is not None)
+    if len(shape) < len(info.shape) or len(shape) < 2:
+        raise no_weight(info.algorithm.algorithm, "weight", base)
+    return shape
 
 
-def _depends(forms: tuple[Form, ...]) -> bool:
-    return any(isinstance(form, Dependent) for form in forms)
+def _read(
+    adapter: Adapter,
+    name: str,
+    shape: Shape,
+    scale: float,
+    places: Places,
+    base: Weights | None,
+    pause: Pause,
+) -> Delta:
+    """The change of a layer. `places` are the weights of the base, or their rows, that it changes."""
+    pause()
+    layer = adapter.layer(name, keep=False)
+    with located(file=adapter.path, key=name):
+        forms, beside = independent(layer.forms()), independent(layer.forms("bias"))
+        bound = forms is None or beside is None
+        if bound and not places:
+            raise no_weight(layer.algorithm, "weight", base)
+        if forms is None:
+            forms = (Dense(layer.delta(_values(base, weight_rows(places))).flatten(1)),)
+        bias: Tensor | None = None
+        if beside is None:
+            rows = bias_rows(places)
+            bias = change_of(layer.forms("bias"), _values(base, rows)) if rows else None
+        elif beside:
+            bias = add_up(beside, torch.float32, CPU).flatten()
+    split = _split(forms, shape)
+    return Delta(forms, shape, bias=bias, own=layer, bound=bound, scale=scale, split=split)
 
 
-def _plain(forms: tuple[Form, ...]) -> tuple[Additive, ...]:
-    return tuple(form for form in forms if not isinstance(form, Dependent))
+def _values(base: Weights | None, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
+    """A weight or bias, or rows of several concatenated, in float32 or float64."""
+    assert base is not None
+    values = read_rows(base, places)
+    return values.to(compute_dtype(values.dtype))
 
 
-def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
+def _split(forms: Sequence[Additive], shape: Shape) -> tuple[int, int] | None:
     """The shape of the first Kronecker factor, if the second one holds the kernel."""
     for form in forms:
         if isinstance(form, Kronecker):

@@ -324,3 +324,15 @@ def test_an_impossible_factor_names_the_possible_ones() -> None:
     for factor in (0, -2, 2.0):
         with pytest.raises(lyc.PlanError, match=r"factor is a whole number from 1, or -1 for the most even"):
             FitSettings(lyc.Rank(4), "lokr", factor=factor)  # type: ignore[arg-type]
+
+
+def test_a_size_of_its_own_kind_that_no_layer_can_have_is_refused_with_a_way_on() -> None:
+    """An orthogonal layer can become another kind, but norms and biases have no other size."""
+    turned = adapter(a=load("oft", "linear"), b=load("boft", "linear"), c=load("norm", home("norm")))
+    with pytest.raises(lyc.PlanError) as error:
+        lyc.resize_adapter(turned, lyc.Rank(2), "same")
+    assert error.value.got == "boft, norm, oft" and "such as lora" in (error.value.hint or "")
+    assert error.value.expected == ", ".join(lyc.FITTED)
+    with pytest.raises(lyc.PlanError, match="layers of these kinds cannot be resized") as error:
+        lyc.resize_adapter(adapter(c=load("norm", home("norm"))), lyc.Rank(2))
+    assert error.value.got == "norm" and error.value.hint is None
