@@ -34,14 +34,14 @@ def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iter
         return (Turn(batch, True, count) for batch in iter(batches))
     start %= count
     if isinstance(batches, Sequence):
-        places = _Places(range(start, len(batches)), rank, count)
-        return _sized((batches[place] for place in places), places)
+        indices = _Places(range(start, len(batches)), rank, count)
+        return _sized((batches[index] for index in indices), indices)
     if _has_places(batches):
         loader: Any = batches
         by_batch = loader.batch_sampler is not None
         sampler = loader.batch_sampler if by_batch else loader.sampler
-        places = _Places(sampler, rank, count, start)
-        return _sized(iter(_with_places(loader, places, by_batch=by_batch)), places)
+        indices = _Places(sampler, rank, count, start)
+        return _sized(iter(_with_places(loader, indices, by_batch=by_batch)), indices)
     return _turns(islice(iter(batches), start, None), rank, count)
 
 
@@ -75,10 +75,10 @@ def _turns(batches: Iterator[Any], rank: int, count: int) -> Iterator[Turn]:
         yield Turn(group[rank if counts else 0], counts, len(group))
 
 
-def _sized(batches: Iterator[Any], places: _Places) -> Iterator[Turn]:
+def _sized(batches: Iterator[Any], indices: _Places) -> Iterator[Turn]:
     for batch in batches:
-        of = places.sizes.popleft()
-        yield Turn(batch, places.rank < of, of)
+        of = indices.sizes.popleft()
+        yield Turn(batch, indices.rank < of, of)
 
 
 def _has_places(batches: Iterable[Any]) -> bool:
@@ -87,11 +87,11 @@ def _has_places(batches: Iterable[Any]) -> bool:
     return type(batches) is DataLoader and not isinstance(cast("Any", batches).dataset, IterableDataset)
 
 
-def _with_places(loader: Any, places: _Places, *, by_batch: bool) -> Iterable[Any]:
+def _with_places(loader: Any, indices: _Places, *, by_batch: bool) -> Iterable[Any]:
     """A copy of a loader that gives only the batches at these places."""
     from torch.utils.data import DataLoader
 
     known = inspect.signature(DataLoader).parameters.keys() - REPLACED - LASTING
     alike = {name: getattr(loader, name) for name in known if hasattr(loader, name)}
-    own: dict[str, Any] = {"batch_sampler": places} if by_batch else {"sampler": places, "batch_size": None}
+    own: dict[str, Any] = {"batch_sampler": indices} if by_batch else {"sampler": indices, "batch_size": None}
     return DataLoader(**alike, **own)

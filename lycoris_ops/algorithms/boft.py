@@ -70,16 +70,16 @@ class Boft(Oft):
         return IGNORED if self.alpha is None else super().fault_in_comfy()
 
     def sides(self, weight: Tensor) -> Sides:
-        parts: list[Operator] = []
+        steps: list[Operator] = []
         for stage, extra in enumerate(self.turned(weight)):
             # Half the number of consecutive rows that this stage interleaves.
             half = extra.shape[1] // 2 << stage
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
-            parts.append(Permuted(order, BlockDiagonal(extra)))
+            steps.append(Permuted(order, BlockDiagonal(extra)))
         if self.rescale is not None:
-            parts.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
-        return Sides(outputs=Chain(tuple(parts)))
+            steps.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
+        return Sides(outputs=Chain(tuple(steps)))
 
 
 def check_stages(algorithm: str, stages: int, count: int, size: int, of: str) -> None:

@@ -69,17 +69,17 @@ class BoftPeft(Trained):
         turns = turned(blocks.transpose(-1, -2) - blocks, 0.5)
         stages, count, size, _ = turns.shape
         inputs = torch.arange(count * size, device=weight.device) if stages > 1 else turns.new_empty(0)
-        parts: list[Operator] = []
+        steps: list[Operator] = []
         for stage, turn in enumerate(turns):
             if stages == 1:
-                parts.append(BlockDiagonal(turn))
+                steps.append(BlockDiagonal(turn))
                 continue
             halves = inputs.view(count >> stage, -1, size // 2)
             order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
             # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
-            parts.append(Permuted(torch.argsort(order), BlockDiagonal(turn)))
+            steps.append(Permuted(torch.argsort(order), BlockDiagonal(turn)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
-        return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
+        return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(steps)).transposed())
 
     @property
     def rows_apart(self) -> bool:

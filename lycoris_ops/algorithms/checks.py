@@ -78,22 +78,22 @@ def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> 
 
 def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
     """The shape of a tensor that must have at least `least` dimensions."""
-    found = shapes[name]
-    if len(found) < least:
+    shape = shapes[name]
+    if len(shape) < least:
         raise LayerError(
-            f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
+            f"{name} has an unusable shape", got=str(list(shape)), expected=f"{least} or more dimensions"
         )
-    return found
+    return shape
 
 
 def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
     """The shape of a tensor that must have `count` dimensions."""
-    found = dimensions(shapes, name, count)
-    if len(found) > count:
+    shape = dimensions(shapes, name, count)
+    if len(shape) > count:
         raise LayerError(
-            f"{name} has an unusable shape", got=str(list(found)), expected=f"{count} dimensions"
+            f"{name} has an unusable shape", got=str(list(shape)), expected=f"{count} dimensions"
         )
-    return found
+    return shape
 
 
 def matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
@@ -111,10 +111,10 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
 
     Raises LayerError for other shapes, even if their number of values would fit.
     """
-    found = dimensions(shapes, name, 1)
-    if max(found) != math.prod(found):
-        raise LayerError(f"{name} is not a vector", got=str(list(found)), expected="at most one size above 1")
-    return max(found)
+    shape = dimensions(shapes, name, 1)
+    if max(shape) != math.prod(shape):
+        raise LayerError(f"{name} is not a vector", got=str(list(shape)), expected="at most one size above 1")
+    return max(shape)
 
 
 def check_work(kind: str, work: int, values: int, held: int) -> None:

@@ -118,12 +118,12 @@ class Factored(Trained):
         sparse = self._sparse()
         if sparse is not None:
             return self.product(), sparse
-        found = (self.product(),)
+        forms = (self.product(),)
         # A form of the layer's own tensors is the same in each pass.
-        own = [id(one) for one in self.tensors().values()]
-        if not torch.compiler.is_compiling() and all(id(one) in own for one in tensors_of(found)):
-            kept["_forms"] = found
-        return found
+        own = [id(tensor) for tensor in self.tensors().values()]
+        if not torch.compiler.is_compiling() and all(id(tensor) in own for tensor in tensors_of(forms)):
+            kept["_forms"] = forms
+        return forms
 
     @property
     def reads_weight(self) -> bool:
@@ -155,14 +155,14 @@ class Factored(Trained):
 
     def _extra(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """d / norm - 1, a value for each output or input."""
-        one, magnitude = plain[0], self.dora_scale
+        form, magnitude = plain[0], self.dora_scale
         assert magnitude is not None
         # For large weights on a CPU `changed_lengths` is faster: there memory traffic decides.
         forms = weight.numel() <= KEPT or weight.device.type != "cpu"
         alone = len(plain) == 1 and self.dora == "paper"
-        if forms and alone and isinstance(one, LowRank) and one.up.requires_grad:
-            up, down, magnitude = one.up.to(weight), one.down.to(weight), magnitude.to(weight)
-            return learned_extra(magnitude, weight, up, down, one.scale, axis)
+        if forms and alone and isinstance(form, LowRank) and form.up.requires_grad:
+            up, down, magnitude = form.up.to(weight), form.down.to(weight), magnitude.to(weight)
+            return learned_extra(magnitude, weight, up, down, form.scale, axis)
         return self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
@@ -173,11 +173,11 @@ class Factored(Trained):
 
         if weight.numel() <= KEPT:
             return formed(weight)
-        one = plain[0]
-        few = len(plain) == 1 and one.work() <= weight.numel()
-        if few and isinstance(one, LowRank) and (one.up.requires_grad or one.down.requires_grad):
-            up, down = (factor.to(weight) for factor in (one.up, one.down))
-            return changed_lengths(weight, up * one.scale, down, axis)
+        form = plain[0]
+        few = len(plain) == 1 and form.work() <= weight.numel()
+        if few and isinstance(form, LowRank) and (form.up.requires_grad or form.down.requires_grad):
+            up, down = (factor.to(weight) for factor in (form.up, form.down))
+            return changed_lengths(weight, up * form.scale, down, axis)
         return recomputed(formed, weight)
 
     def _factor(self, weight: Tensor, length: Tensor, axis: int) -> Tensor:
@@ -243,8 +243,8 @@ class Factored(Trained):
         return axes if axes is None or self.dora_scale is None else {**axes, DORA: axis_of(self.dora_scale)}
 
     def rows(self, *ranges: Rows) -> Layer:
-        found = super().rows(*ranges)
-        return found if self.bias_size is None else found.with_tensors(self._sparse_rows(ranges))
+        layer = super().rows(*ranges)
+        return layer if self.bias_size is None else layer.with_tensors(self._sparse_rows(ranges))
 
     def _sparse_rows(self, ranges: Sequence[Rows]) -> dict[str, Tensor]:
         """The tensors of the sparse remainder for these rows alone, by field."""
@@ -264,10 +264,10 @@ class Factored(Trained):
         if self.bias_size is None:
             # Before `_places`: the lock of `cached_property` on Python 3.11 breaks a graph of torch.compile.
             return None
-        values, places = self.bias_values, self._places
-        if values is None or places is None:
+        values, indices = self.bias_values, self._places
+        if values is None or indices is None:
             return None
-        row, column, shape = places
+        row, column, shape = indices
         matrix = torch.zeros(shape, dtype=compute_dtype(values.dtype), device=values.device)
         return Dense(matrix.index_put((row, column), values.to(matrix.dtype), accumulate=True))
 
@@ -281,24 +281,24 @@ class Factored(Trained):
         indices, size = self.bias_indices, self.bias_size
         if indices is None or size is None:
             return None
-        shape, places = _unwrapped(size), _unwrapped(indices)
+        shape, coordinates = _unwrapped(size), _unwrapped(indices)
         plain = flat_shape([size or 1 for size in self.extent])
         lengths = [int(n) for n in shape]
         if min(lengths, default=0) < 1 or flat_shape(lengths) != plain:
             raise LayerError(
                 f"{SPARSE[2]} is not the size of the layer", got=str(lengths), expected=str(list(plain))
             )
-        outside = ((places < 0) | (places >= shape[:, None])).any(0)
+        outside = ((coordinates < 0) | (coordinates >= shape[:, None])).any(0)
         if outside.any():
             raise LayerError(
                 f"{SPARSE[0]} points outside {SPARSE[2]}",
                 got=f"{int(outside.sum())} of {outside.numel()} places, such as "
-                f"{[int(n) for n in places[:, outside.nonzero()[0, 0]]]}",
+                f"{[int(n) for n in coordinates[:, outside.nonzero()[0, 0]]]}",
                 expected=f"places in {lengths}",
             )
-        flat = torch.zeros_like(places[0])
+        flat = torch.zeros_like(coordinates[0])
         for axis, length in enumerate(lengths):
-            flat = flat * length + places[axis]
+            flat = flat * length + coordinates[axis]
         return flat // plain[1], flat % plain[1], plain
 
 

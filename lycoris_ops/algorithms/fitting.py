@@ -85,8 +85,8 @@ class Delta:
     def energy(self) -> float:
         """||D||^2, the sum of all squares."""
         if self._kronecker is not None:
-            one, other = fetched(*map(energy, self._kronecker))
-            return float(one * other)
+            first, other = fetched(*map(energy, self._kronecker))
+            return float(first * other)
         return energy_of(self.values if self._span is None else self._found[1])
 
     @property
@@ -151,8 +151,8 @@ class Delta:
         rows, columns = flat_shape(self.shape)
         count = self.significant
         rest = max(0.0, self.energy - energy_of(values[:count]))
-        found = rest / max(1, (rows - count) * (columns - count))
-        return found if self.noise is None else min(found, self.noise**2)
+        noise = rest / max(1, (rows - count) * (columns - count))
+        return noise if self.noise is None else min(noise, self.noise**2)
 
     @property
     def signal(self) -> float:
@@ -162,13 +162,13 @@ class Delta:
     @property
     def complete(self) -> bool:
         """Whether all components above the noise are among the `triples`."""
-        found = len(self._triples[1])
+        count = len(self._triples[1])
         exists = min(flat_shape(self.shape))
         if self._kronecker is not None:
-            exists = math.prod(min(one.shape) for one in self._kronecker)
+            exists = math.prod(min(factor.shape) for factor in self._kronecker)
         elif self._span is not None:
             exists = min(self._span.core.shape)
-        return self.significant < found or found == exists
+        return self.significant < count or count == exists
 
     def outers(self, splits: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         """For each split (rows, columns) the nearest Kronecker product: w1, of norm 1, and w2 (k, j, ...)."""
@@ -176,13 +176,13 @@ class Delta:
         others = [split for split in splits if split != own]
         options: dict[str, Any] = {"seed": self.seed, "settled": self.settled, "pause": self.pause}
         nearest = nearest_kroneckers(self.values, others, **options) if others else []
-        found = dict(zip(others, nearest, strict=True))
+        products = dict(zip(others, nearest, strict=True))
         if self._kronecker is not None and own is not None:
             w1, w2 = self._kronecker
             size = energy(w1).sqrt()
             inner = (self.shape[0] // own[0], self.shape[1] // own[1], *self.shape[2:])
-            found[own] = w1 / size.clamp_min(1e-30), (w2 * size).reshape(inner)
-        return [found[split] for split in splits]
+            products[own] = w1 / size.clamp_min(1e-30), (w2 * size).reshape(inner)
+        return [products[split] for split in splits]
 
     @cached_property
     def _kronecker(self) -> tuple[Tensor, Tensor] | None:
@@ -190,7 +190,7 @@ class Delta:
         form = self.forms[0] if len(self.forms) == 1 else None
         if not isinstance(form, Kronecker) or form.rows is not None or form.columns is not None:
             return None
-        w1, w2 = (product(one, torch.float32, self.device) for one in (form.w1, form.w2))
+        w1, w2 = (product(factor, torch.float32, self.device) for factor in (form.w1, form.w2))
         return w1 * form.scale, w2
 
     @cached_property

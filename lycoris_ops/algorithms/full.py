@@ -116,9 +116,9 @@ class Full(Trained, Fitted):
             at = self.set_rows_at.flatten().to(weight.device, torch.int64)
             removed = weight.new_zeros(weight.shape[0]).index_fill_(0, at, -1.0)
             # One column for each row that is set, with a single 1.
-            places = weight.new_zeros(weight.shape[0], len(at))
-            places[at, torch.arange(len(at), device=weight.device)] = 1.0
-            return Sides(outputs=Diagonal(removed), beside=(LowRank(places, self.set_rows, 1.0),))
+            selection = weight.new_zeros(weight.shape[0], len(at))
+            selection[at, torch.arange(len(at), device=weight.device)] = 1.0
+            return Sides(outputs=Diagonal(removed), beside=(LowRank(selection, self.set_rows, 1.0),))
         assert self.set_weight is not None
         # 1 + diag(-1) is zero, so W is removed.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))

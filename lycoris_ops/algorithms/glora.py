@@ -59,7 +59,7 @@ class Glora(Trained):
         if not b2[1] == b1[0] == a1[0] == a2[1]:
             raise LayerError(
                 "the ranks of a GLoRA layer disagree",
-                got=", ".join(str(list(part)) for part in (a1, a2, b1, b2)),
+                got=", ".join(str(list(factor)) for factor in (a1, a2, b1, b2)),
                 expected="a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I)",
             )
         return older
@@ -81,7 +81,7 @@ class Glora(Trained):
         return IGNORED if self.bm is not None else super().fault_in_comfy()
 
     def sides(self, weight: Tensor) -> Sides:
-        a1, a2, up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in self._factors())
+        a1, a2, up, down = (factor.to(weight.device, weight.dtype).flatten(1) for factor in self._factors())
         factor = scale(self.alpha, a1.shape[1])
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 

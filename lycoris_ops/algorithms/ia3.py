@@ -71,8 +71,8 @@ class Ia3(Trained):
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
-        found = cls.shape(shapes)
-        return found[0] in weight[:2] if len(found) == 1 else fits(found, weight)
+        extent = cls.shape(shapes)
+        return extent[0] in weight[:2] if len(extent) == 1 else fits(extent, weight)
 
     @property
     def extent(self) -> Extent:
@@ -88,12 +88,12 @@ class Ia3(Trained):
             _said(self.on_input)
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Ia3:
-        made = super().with_tensors(tensors)
+        layer = super().with_tensors(tensors)
         # Read once, because each read waits for the device: a flag on an accelerator is the old flag, moved.
-        flag, known = made.on_input, self.on_input is not None or "of_inputs" in vars(self)
+        flag, known = layer.on_input, self.on_input is not None or "of_inputs" in vars(self)
         if known and (flag is None or flag is self.on_input or flag.device.type != "cpu"):
-            vars(made)["of_inputs"] = self.of_inputs
-        return made
+            vars(layer)["of_inputs"] = self.of_inputs
+        return layer
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
@@ -106,10 +106,10 @@ class Ia3(Trained):
     ) -> Shape | None:
         if IA3_L not in shapes:
             return None
-        found = shapes[IA3_L]
+        shape = shapes[IA3_L]
         # Without the option, `of_inputs` raises when the layer is used.
-        outputs = found[1] == 1 if len(found) == 2 else (options or {}).get("feedforward") is False
-        return (math.prod(found),) if outputs else None
+        outputs = shape[1] == 1 if len(shape) == 2 else (options or {}).get("feedforward") is False
+        return (math.prod(shape),) if outputs else None
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Ia3:
@@ -152,8 +152,8 @@ class Ia3(Trained):
 
     def like(self, other: Layer) -> Ia3:
         """In PEFT's form if the other is, and in any case with `feedforward` set."""
-        found = self.by_factor() if other.tensors().keys() & {IA3_L} else self
-        return replace(found, feedforward=found.of_inputs)
+        layer = self.by_factor() if other.tensors().keys() & {IA3_L} else self
+        return replace(layer, feedforward=layer.of_inputs)
 
     def row_axes(self) -> Mapping[str, int]:
         """For outputs, the axis whose size is not 1. Empty for inputs: all outputs share their factors."""

@@ -174,8 +174,8 @@ class Lokr(Factored, Planned):
         ]
         energies = fetched(*(energy(inner) for _, inner in outers))
         triples = triples_of(*spans)
-        parts = zip(outers, energies, triples, most, factors.values(), strict=True)
-        return tuple(fit for part in parts for fit in cls._fits_of(delta, *part))
+        cases = zip(outers, energies, triples, most, factors.values(), strict=True)
+        return tuple(fit for case in cases for fit in cls._fits_of(delta, *case))
 
     @classmethod
     def _fits_of(
@@ -273,8 +273,8 @@ class Lokr(Factored, Planned):
 
     def _formed(self) -> Tensor:
         """The product as a matrix."""
-        one = next(one for one in (self.lokr_w1, self.lokr_w1_a) if one is not None)
-        return self.product().dense(compute_dtype(one.dtype), one.device)
+        factor = next(value for value in (self.lokr_w1, self.lokr_w1_a) if value is not None)
+        return self.product().dense(compute_dtype(factor.dtype), factor.device)
 
 
 def _matrix(

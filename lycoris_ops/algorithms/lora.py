@@ -110,8 +110,8 @@ class Lora(Factored, Planned):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        if RESHAPE in shapes and len(found := dimensions(shapes, RESHAPE, 1)) > 1:
-            raise LayerError(f"{RESHAPE} is not a shape", got=str(list(found)), expected="one dimension")
+        if RESHAPE in shapes and len(size := dimensions(shapes, RESHAPE, 1)) > 1:
+            raise LayerError(f"{RESHAPE} is not a shape", got=str(list(size)), expected="one dimension")
         extent = super().shape(shapes)
         if RESHAPE in shapes:
             check_enlargement(extent)
@@ -181,11 +181,11 @@ class Lora(Factored, Planned):
         if delta.tucker and math.prod(delta.shape[2:]) > 1:
             return cls._fit_tucker(delta)
         # Copy: these are slices, which would keep all of the vectors in memory.
-        left, values, right = (one.clone() for one in delta.triples)
+        left, values, right = (factor.clone() for factor in delta.triples)
         shape, scale = delta.shape, delta.scale
         ones = (1,) * len(shape[2:])
 
-        def made(index: int) -> Lora:
+        def layer_of(index: int) -> Lora:
             rank = index + 1
             up, down = balanced(left[:, :rank], values[:rank] / scale, right[:rank])
             return cls(
@@ -201,7 +201,7 @@ class Lora(Factored, Planned):
                 ranks=ranks,
                 kept=delta.kept,
                 parameters=tuple(rank * sum(flat_shape(shape)) for rank in ranks),
-                make=made,
+                make=layer_of,
                 tensors=3,
                 held=left.nbytes + right.nbytes,
                 start={"lora_down": right},
@@ -213,7 +213,7 @@ class Lora(Factored, Planned):
 
     @classmethod
     def _fit_tucker(cls, delta: Delta) -> tuple[Offer, ...]:
-        left, core, right = (one.clone() for one in tucker(*delta.triples, delta.shape))
+        left, core, right = (factor.clone() for factor in tucker(*delta.triples, delta.shape))
         outputs, inputs, *kernel = delta.shape
         scale = delta.scale
         ranks = tuple(range(1, len(core) + 1))
@@ -221,7 +221,7 @@ class Lora(Factored, Planned):
         # Divide the size of the core among all three factors, so that they are about equally large.
         root = float(kept.pop()) ** (1 / 3) or 1.0
 
-        def made(index: int) -> Lora:
+        def layer_of(index: int) -> Lora:
             rank = index + 1
             ones = (1,) * len(kernel)
             return cls(
@@ -237,7 +237,7 @@ class Lora(Factored, Planned):
                 ranks=ranks,
                 kept=tuple(map(float, kept)),
                 parameters=tuple(rank * (outputs + inputs + rank * math.prod(kernel)) for rank in ranks),
-                make=made,
+                make=layer_of,
                 tensors=4,
                 held=left.nbytes + core.nbytes + right.nbytes,
                 complete=delta.complete,
@@ -311,9 +311,9 @@ class Lora(Factored, Planned):
         if self.lora_b_bias is None:
             return added
         # A low-rank form keeps alpha / r separate, so that it is not rounded to the dtype of the bias.
-        one = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
+        ones = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
         factor = scale(self.alpha, self.rank or 1)
-        return (LowRank(column(self.lora_b_bias), one, factor), *added)
+        return (LowRank(column(self.lora_b_bias), ones, factor), *added)
 
     def enlarged(self) -> Shape | None:
         if self.reshape_weight is None:

@@ -64,8 +64,8 @@ class Tlora(Layer):
     def sides(self, weight: Tensor) -> Sides:
         start = self._start()
         up, down, values = (
-            part.to(weight.device, weight.dtype)
-            for part in (self.p_layer.flatten(1), self.q_layer.flatten(1), self.lambda_layer.flatten())
+            factor.to(weight.device, weight.dtype)
+            for factor in (self.p_layer.flatten(1), self.q_layer.flatten(1), self.lambda_layer.flatten())
         )
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)

@@ -119,14 +119,16 @@ def merge_checkpoint(
     views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
     resolution = _resolved(stack, shapes, views)
-    if any(one.unmatched or one.mismatches for one in resolution.entries if not one.entry.off):
+    if any(
+        resolved.unmatched or resolved.mismatches for resolved in resolution.entries if not resolved.entry.off
+    ):
         views |= views_of(base, shapes)
         resolution = _resolved(stack, shapes, views)
     merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, unread, codec)
     # Check formats before shapes: packed data do not have the shape of their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
-    misfit = (slot for one in misfits for slot in slots_of(one.target.key, views))
+    misfit = (slot for misfit_layer in misfits for slot in slots_of(misfit_layer.target.key, views))
     for slot in (*merge.pairs, *misfit):
         merge.check_known(slot.key)
     resolution.check(strict=strict)
@@ -136,10 +138,10 @@ def merge_checkpoint(
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
-            {name: info for name, info in tensors.items() if destination.places[name] == place},
+            {name: info for name, info in tensors.items() if destination.places[name] == number},
             metadata_of(shard.metadata, metadata or {}, _recipe(base, stack), "base_recipe"),
         )
-        for place, shard in zip(range(len(destination.weights)), base.shards, strict=False)
+        for number, shard in zip(range(len(destination.weights)), base.shards, strict=False)
     ]
     index = [destination.index_text(base, tensors)] if destination.index else []
     others = [file.stat().st_size for file in destination.copied]
@@ -161,9 +163,9 @@ def merge_checkpoint(
         data = [opened.enter_context(shard.data()) for shard in base.shards]
 
         def seek(name: str) -> BinaryIO:
-            place = destination.places[name]
-            weights[place].seek(len(heads[place]) + tensors[name].start)
-            return weights[place]
+            number = destination.places[name]
+            weights[number].seek(len(heads[number]) + tensors[name].start)
+            return weights[number]
 
         for run in merge.runs(tensors):
             if isinstance(run, _Copied):
@@ -239,10 +241,10 @@ class _Merge:
     @cached_property
     def slots(self) -> Mapping[str, list[FileSlot]]:
         """The changed slots of each tensor, by its key."""
-        found: dict[str, list[FileSlot]] = {}
+        slots: dict[str, list[FileSlot]] = {}
         for slot in self.pairs:
-            found.setdefault(slot.key, []).append(slot)
-        return found
+            slots.setdefault(slot.key, []).append(slot)
+        return slots
 
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
         """The tensors to write, in the base's order, with their new dtypes, shapes and offsets in each file.
@@ -270,9 +272,9 @@ class _Merge:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
                 shape = _enlarged(info.shape, self.pairs.get(FileSlot(name), ()))
             size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
-            place = self.destination.places[name]
-            outputs[name] = TensorInfo(written, shape, ends[place], ends[place] + size)
-            ends[place] += size
+            number = self.destination.places[name]
+            outputs[name] = TensorInfo(written, shape, ends[number], ends[number] + size)
+            ends[number] += size
         return outputs
 
     def check_known(self, key: str) -> None:
@@ -356,24 +358,24 @@ class _Merge:
         values = self._patched(key, self.codec.decode(weight, stored))
         if not is_finite(values):
             raise self._unfit(key, weight.format)
-        parts = self.codec.encode(weight, values, stored)
+        encoded = self.codec.encode(weight, values, stored)
         # The header is written already, so other dtypes or shapes would damage the file.
         for name in weight.parts:
-            dtype = DTYPE_NAMES.get(parts[name].dtype)
-            if (dtype, tuple(parts[name].shape)) != (tensors[name].dtype, tensors[name].shape):
+            dtype = DTYPE_NAMES.get(encoded[name].dtype)
+            if (dtype, tuple(encoded[name].shape)) != (tensors[name].dtype, tensors[name].shape):
                 raise WriteError(
                     "the codec changed the form of a quantised weight",
                     file=self.base.path,
                     key=name,
-                    got=f"{parts[name].dtype} {list(parts[name].shape)}",
+                    got=f"{encoded[name].dtype} {list(encoded[name].shape)}",
                     expected=f"{tensors[name].dtype} {list(tensors[name].shape)}",
                     hint="Merge into the file it was quantised from",
                 )
-        return {name: parts[name] for name in weight.parts}
+        return {name: encoded[name] for name in weight.parts}
 
     def _read(self, data: Sequence[BinaryIO], name: str) -> Tensor:
-        place = self.base.places[name]
-        return self.base.shards[place].read_one(data[place], name)
+        number = self.base.places[name]
+        return self.base.shards[number].read_one(data[number], name)
 
     def _patched(self, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
@@ -386,9 +388,9 @@ class _Merge:
                     for entry, match in compared
                 ):
                     self.strange.append(slot.name)
-                parts = [match.read(entry.adapter, keep=False) for entry, match in self.pairs[slot]]
+                layers = [match.read(entry.adapter, keep=False) for entry, match in self.pairs[slot]]
                 strengths = (match.strength for _, match in self.pairs[slot])
-                patched = patch_(slot.of(weight), list(zip(parts, strengths, strict=True)))
+                patched = patch_(slot.of(weight), list(zip(layers, strengths, strict=True)))
             # Only a whole tensor may have been enlarged.
             weight = patched if slot.whole else weight
         return weight
@@ -456,11 +458,11 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
     buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
     left = end - start
     while left:
-        part = buffer[: min(len(buffer), left)]
-        read_exactly(data, part, base.path)
-        out.write(part)
-        left -= len(part)
-        yield len(part)
+        chunk = buffer[: min(len(buffer), left)]
+        read_exactly(data, chunk, base.path)
+        out.write(chunk)
+        left -= len(chunk)
+        yield len(chunk)
 
 
 def _recipe(base: ModelFile, stack: Stack) -> dict[str, object]:

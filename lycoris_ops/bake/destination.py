@@ -62,7 +62,7 @@ class Destination:
         """The index of the files, with the metadata of the base's index."""
         metadata = dict(base.index.metadata) if base.index else {}
         metadata["total_size"] = sum(info.end - info.start for info in tensors.values())
-        files = {name: self.weights[place].name for name, place in sorted(self.places.items())}
+        files = {name: self.weights[number].name for name, number in sorted(self.places.items())}
         return (json.dumps({"metadata": metadata, "weight_map": files}, indent=2) + "\n").encode()
 
 

@@ -40,16 +40,16 @@ def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView
         return {}
     numbers = _Numbers(shapes)
     held = _held(model, numbers)
-    found: dict[str, FileView] = {}
+    views_found: dict[str, FileView] = {}
     for site in all_sites(model).values():
-        if places := _places(held.get(site.parameter), site, numbers):
-            found[site.key if site.expert is None else site.path] = FileView(site.shape, places)
+        if sources := _places(held.get(site.parameter), site, numbers):
+            views_found[site.key if site.expert is None else site.path] = FileView(site.shape, sources)
         bias = held.get(site.bias_key) if site.has_bias else None
         if isinstance(bias, str):
-            found[site.bias_key] = FileView(site.shape[:1], (FilePlace(FileSlot(bias)),))
-        elif bias is not None and (places := numbers.places(bias.flatten(), site.shape[:1])):
-            found[site.bias_key] = FileView(site.shape[:1], places)
-    return found
+            views_found[site.bias_key] = FileView(site.shape[:1], (FilePlace(FileSlot(bias)),))
+        elif bias is not None and (sources := numbers.places(bias.flatten(), site.shape[:1])):
+            views_found[site.bias_key] = FileView(site.shape[:1], sources)
+    return views_found
 
 
 def shared_in(base: ModelFile, rows: Mapping[str, int]) -> dict[str, str]:
@@ -63,15 +63,15 @@ def shared_in(base: ModelFile, rows: Mapping[str, int]) -> dict[str, str]:
         return {}
     try:
         with path.open("rb") as file:
-            settings: Any = parse_json(file.read(MAX_JSON + 1))
+            configuration: Any = parse_json(file.read(MAX_JSON + 1))
     except ValueError:
         return {}
     # Another program's file of that name may be anything.
-    if not isinstance(settings, dict):
+    if not isinstance(configuration, dict):
         return {}
-    table = cast("dict[str, Any]", settings)
-    parts = [table, *(cast("dict[str, Any]", one) for one in table.values() if isinstance(one, dict))]
-    counts = [one.get("vocab_size") for one in parts]
+    table = cast("dict[str, Any]", configuration)
+    tables = [table, *(cast("dict[str, Any]", inner) for inner in table.values() if isinstance(inner, dict))]
+    counts = [part.get("vocab_size") for part in tables]
     # Making the model takes seconds.
     keys = [key for key, count in rows.items() if count in counts]
     model = _model_beside(base) if keys else None
@@ -80,10 +80,10 @@ def shared_in(base: ModelFile, rows: Mapping[str, int]) -> dict[str, str]:
     sites = all_sites(model)
     return {
         key: others[0]
-        for one, others in shared_weights(sites.values()).items()
+        for first, others in shared_weights(sites.values()).items()
         for key in keys
         # Some files lack the name of the outermost module.
-        if f".{sites[one].key}".endswith(f".{key}")
+        if f".{sites[first].key}".endswith(f".{key}")
     }
 
 
@@ -130,8 +130,10 @@ class _Numbers:
         number = 0
         for key, shape in shapes.items():
             self._first[key] = number
-            parts = [FileSlot(key, part) for part in range(shape[0])] if len(shape) == 3 else [FileSlot(key)]
-            for slot in parts if shape else ():
+            slots = (
+                [FileSlot(key, index) for index in range(shape[0])] if len(shape) == 3 else [FileSlot(key)]
+            )
+            for slot in slots if shape else ():
                 self.slots.append(slot)
                 self.starts.append(number)
                 number += slot.shape(shape)[0] + 1
@@ -150,7 +152,7 @@ class _Numbers:
 
         () where a slot holds only parts of the rows, or holds them in another order.
         """
-        found: list[FilePlace] = []
+        places: list[FilePlace] = []
         done = 0
         for run in rows.tensor_split((rows.diff() != 1).nonzero().flatten() + 1):
             index = bisect_right(self.starts, int(run[0])) - 1
@@ -159,9 +161,9 @@ class _Numbers:
             all_of_it, alone = len(run) == stored[0], len(run) == len(rows)
             if turned and (stored != shape[::-1] or not all_of_it):
                 return ()
-            if not turned and (stored[1:] != shape[1:] or any(place.slot == slot for place in found)):
+            if not turned and (stored[1:] != shape[1:] or any(source.slot == slot for source in places)):
                 return ()
-            found.append(
+            places.append(
                 FilePlace(
                     slot._replace(turned=turned),
                     None if all_of_it else (start, start + len(run)),
@@ -169,7 +171,7 @@ class _Numbers:
                 )
             )
             done = end
-        return tuple(found) if done == shape[1 if turned else 0] else ()
+        return tuple(places) if done == shape[1 if turned else 0] else ()
 
 
 def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
@@ -180,30 +182,34 @@ def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
     loading: Any = importlib.import_module("transformers.core_model_loading")
     known: Any = importlib.import_module("transformers.conversion_mapping")
     changes: list[Any] = known.get_model_conversion_mapping(model)
-    renamings = [one for one in changes if isinstance(one, loading.WeightRenaming)]
-    converters = [one for one in changes if isinstance(one, loading.WeightConverter)]
-    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    renamings = [change for change in changes if isinstance(change, loading.WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, loading.WeightConverter)]
+    by_pattern = {
+        expression: converter for converter in converters for expression in converter.source_patterns
+    }
     parameters: Mapping[str, Tensor] = model.state_dict()
     front: str = model.base_model_prefix
-    found: dict[str, str | Tensor] = {}
+    sources: dict[str, str | Tensor] = {}
     begun: dict[str, Any] = {}
     for key in sorted(numbers.shapes, key=loading.dot_natural_key):
-        name, pattern = loading.rename_source_key(key, renamings, converters, front, parameters)
+        name, rule = loading.rename_source_key(key, renamings, converters, front, parameters)
         if name not in parameters:
-            name, pattern = loading.rename_source_key(key, [], [], front, parameters)
-        if pattern is None:
-            found[name] = key
+            name, rule = loading.rename_source_key(key, [], [], front, parameters)
+        if rule is None:
+            sources[name] = key
         elif name in parameters:
-            converter = begun.setdefault(name, copy.deepcopy(by_pattern[pattern]))
-            converter.add_tensor(name, key, pattern, numbers.of(key))
+            converter = begun.setdefault(name, copy.deepcopy(by_pattern[rule]))
+            converter.add_tensor(name, key, rule, numbers.of(key))
     for name, converter in begun.items():
         try:
             converted = converter.convert(name, model=model, config=model.config)
         except (RuntimeError, ValueError, IndexError):
             # It needs more than one column.
             continue
-        found |= {part: rows[0] if isinstance(rows, list) else rows for part, rows in converted.items()}
-    return found
+        sources |= {
+            name_of: rows[0] if isinstance(rows, list) else rows for name_of, rows in converted.items()
+        }
+    return sources
 
 
 def _places(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[FilePlace, ...]:

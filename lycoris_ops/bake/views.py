@@ -94,48 +94,48 @@ def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str
 
 
 def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
-    found: set[str] = set()
+    keys: set[str] = set()
     for adapter in (entry.adapter for entry in stack if entry.adapter.transposed):
-        for layer, places in Placed.of(adapter.names, Relation(shapes)).places(adapter.path).items():
+        for layer, targets in Placed.of(adapter.names, Relation(shapes)).places(adapter.path).items():
             info = adapter.info[layer]
-            stored = shapes[places[0].key] if len(places) == 1 and places[0].rows is None else ()
+            stored = shapes[targets[0].key] if len(targets) == 1 and targets[0].rows is None else ()
             if info.shape and len(stored) == 2 and info.fits(stored[::-1]):
-                found.add(places[0].key)
-    return found
+                keys.add(targets[0].key)
+    return keys
 
 
 def slots_of(name: str, views: Mapping[str, FileView]) -> tuple[FileSlot, ...]:
     """The slots of a weight, by its name in the file or in `views`."""
-    return tuple(place.slot for place in views[name].places) if name in views else (FileSlot(name),)
+    return tuple(source.slot for source in views[name].places) if name in views else (FileSlot(name),)
 
 
 def placed(
     pairs: Mapping[str, Pairs], views: Mapping[str, FileView]
 ) -> dict[FileSlot, list[tuple[Entry, Match]]]:
     """The layers that change each slot of a file, given those that change each weight by its name."""
-    found: dict[FileSlot, list[tuple[Entry, Match]]] = {}
+    by_slot: dict[FileSlot, list[tuple[Entry, Match]]] = {}
     for name, of_name in pairs.items():
         view = views.get(name)
         for entry, match in of_name:
             if view is None:
-                found.setdefault(FileSlot(name), []).append((entry, match))
+                by_slot.setdefault(FileSlot(name), []).append((entry, match))
                 continue
-            for place in view.places:
-                if (met := _met(match, place, view.shape[0])) is not None:
-                    found.setdefault(place.slot, []).append((entry, met))
-    return {slot: in_order(of_slot) for slot, of_slot in found.items()}
+            for source in view.places:
+                if (met := _met(match, source, view.shape[0])) is not None:
+                    by_slot.setdefault(source.slot, []).append((entry, met))
+    return {slot: in_order(of_slot) for slot, of_slot in by_slot.items()}
 
 
-def _met(match: Match, place: FilePlace, size: int) -> Match | None:
+def _met(match: Match, source: FilePlace, size: int) -> Match | None:
     """The match for the rows of a place alone; None where it changes none of them. `size` counts all rows."""
-    if place.rows is None and place.window is None:
+    if source.rows is None and source.window is None:
         return match
-    changed, held = match.target.rows or (0, size), place.window or (0, size)
+    changed, held = match.target.rows or (0, size), source.window or (0, size)
     start, end = max(changed[0], held[0]), min(changed[1], held[1])
     if start >= end:
         return None
     layer = (match.window or (0, 0))[0] - changed[0]
-    slot = (place.rows or (0, 0))[0] - held[0]
+    slot = (source.rows or (0, 0))[0] - held[0]
     return match._replace(
         target=match.target._replace(rows=(slot + start, slot + end)), window=(layer + start, layer + end)
     )

@@ -27,17 +27,17 @@ class Blend:
 
     def __call__(self, base: Tensor, others: Iterable[Tensor]) -> Tensor:
         total = base
-        for index, found in zip(range(len(self.apart)), others, strict=True):
-            if compiled.stands_apart(base, found):
-                total = compiled.blend(total, base, found, self._number, index)
+        for index, other in zip(range(len(self.apart)), others, strict=True):
+            if compiled.stands_apart(base, other):
+                total = compiled.blend(total, base, other, self._number, index)
             else:
-                total = self.blended(total, base, found, index)
+                total = self.blended(total, base, other, index)
         return total
 
-    def blended(self, total: Tensor, base: Tensor, found: Tensor, index: int) -> Tensor:
+    def blended(self, total: Tensor, base: Tensor, other: Tensor, index: int) -> Tensor:
         """total + factor * (found - base), with the factors of the `Where` with this index."""
         places = self._places((base.shape[0], base.shape[-2]))
         factors = self.apart[index].over(places, places.grid, base.dtype, base.device)[..., None]
         factors = factors[:, None] if base.ndim == 4 else factors
         # The first total is `base`.
-        return torch.lerp(total, found + (total - base) if index else found, factors)
+        return torch.lerp(total, other + (total - base) if index else other, factors)

@@ -92,7 +92,7 @@ class Geometry:
         if padding == "same":
             extents = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
             # `pad` takes the last dimension first. An odd one goes to the end.
-            x = functional.pad(x, [one for e in reversed(extents) for one in (e // 2, e - e // 2)])
+            x = functional.pad(x, [size for e in reversed(extents) for size in (e // 2, e - e // 2)])
             padding = 0
         # torch types none of these.
         torchs = cast("Any", grad)
@@ -142,31 +142,31 @@ def geometry_of(module: nn.Module) -> Geometry | str:
     if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
         # nn.MultiheadAttention hands the weight to a function: a hook on the layer would never run.
         return "its weight is used without the layer being called"
-    found: Any = module
+    layer: Any = module
     by = definer(module).__name__
     if isinstance(module, nn.Linear) or _looks_linear(module):
         if by not in LINEAR_FORWARDS:
             return f"of class {name}, which multiplies in its own way"
-        return Geometry(int(found.out_features), int(found.in_features))
-    if name == by == TRANSPOSED_FORWARD and getattr(found.weight, "ndim", 0) == 2:
-        inputs, outputs = found.weight.shape
+        return Geometry(int(layer.out_features), int(layer.in_features))
+    if name == by == TRANSPOSED_FORWARD and getattr(layer.weight, "ndim", 0) == 2:
+        inputs, outputs = layer.weight.shape
         return Geometry(int(outputs), int(inputs), transposed=True)
     for kind, dimensions in CONVOLUTIONS.items():
         if isinstance(module, kind):
             if by != kind.__name__:
                 return f"of class {name}, which multiplies in its own way"
-            mode = str(found.padding_mode)
+            mode = str(layer.padding_mode)
             # torch holds the padding in the order of `functional.pad` under this private name.
-            pads = () if mode == "zeros" else tuple(found._reversed_padding_repeated_twice)
-            padding = found.padding if isinstance(found.padding, str) else tuple(found.padding)
+            pads = () if mode == "zeros" else tuple(layer._reversed_padding_repeated_twice)
+            padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
             return Geometry(
-                outputs=found.out_channels,
-                inputs=found.in_channels,
-                kernel=_tuple(found.kernel_size, dimensions),
-                stride=_tuple(found.stride, dimensions),
+                outputs=layer.out_channels,
+                inputs=layer.in_channels,
+                kernel=_tuple(layer.kernel_size, dimensions),
+                stride=_tuple(layer.stride, dimensions),
                 padding=padding,
-                dilation=_tuple(found.dilation, dimensions),
-                groups=found.groups,
+                dilation=_tuple(layer.dilation, dimensions),
+                groups=layer.groups,
                 pads=pads,
                 mode=mode,
             )
@@ -196,5 +196,5 @@ def definer(module: nn.Module) -> type:
 
 
 def _tuple(value: Sequence[int], dimensions: int) -> Shape:
-    found = tuple(int(size) for size in value)
-    return found if len(found) == dimensions else found * dimensions
+    sizes = tuple(int(size) for size in value)
+    return sizes if len(sizes) == dimensions else sizes * dimensions

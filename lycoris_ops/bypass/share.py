@@ -64,7 +64,7 @@ class WeightShare:
         """
         if self.axis is None:
             return layer
-        layer = layer.with_tensors({name: self._added_up(one) for name, one in layer.tensors().items()})
+        layer = layer.with_tensors({name: self._added_up(tensor) for name, tensor in layer.tensors().items()})
         if self.axis == 0:
             return layer.rows(self.part)
         count, held = self.mesh.size(self.mesh.ndim - 1), layer.tensors()
@@ -81,9 +81,9 @@ class WeightShare:
         # If rows are divided, each process adds a part of the input's gradient. If columns are divided, the
         # outputs are summed, and each process has the whole gradient of the sum.
         met = _own(x, takes, Partial() if self.axis == 0 else takes)
-        found = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
+        output = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
         kind: Any = type(y)
-        total = kind.from_local(found, self.mesh, [gives], run_check=False, shape=y.shape, stride=y.stride())
+        total = kind.from_local(output, self.mesh, [gives], run_check=False, shape=y.shape, stride=y.stride())
         return total.redistribute(placements=cast("Any", y).placements)
 
     def _added_up(self, value: Tensor) -> Tensor:

@@ -46,15 +46,15 @@ class Stacked:
             self._handles = []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = input_of(args, kwargs)
+        x = input_of(args, kwargs)
         own = vars(module)
         before = own.get(self.weight)
         self._hidden.append(before)
         values = values_of(module, self.weight, self.path)
-        check_present(values, given.device, self.path)
+        check_present(values, x.device, self.path)
         # In order, so that dropouts draw the same numbers in each run.
-        found = {number: self.parts[number].change(values[number], given) for number in sorted(self.parts)}
-        changes = {number: one for number, one in found.items() if one is not None}
+        deltas = {number: self.parts[number].change(values[number], x) for number in sorted(self.parts)}
+        changes = {number: delta for number, delta in deltas.items() if delta is not None}
         if changes or any(part.always for part in self.parts.values()):
             # Another network may have changed some parts already.
             rows = list((values if before is None else before).unbind())
@@ -73,9 +73,9 @@ class Stacked:
 class StackedPart(Rebuilt):
     """A layer on one part of a parameter. See `Stacked`."""
 
-    def __init__(self, whole: Stacked, number: int, layer: Any, strength: float, **options: Any) -> None:
-        super().__init__(whole.module, layer, strength, weight=whole.weight, **options)
-        self._whole, self._number = whole, number
+    def __init__(self, stacked: Stacked, number: int, layer: Any, strength: float, **options: Any) -> None:
+        super().__init__(stacked.module, layer, strength, weight=stacked.weight, **options)
+        self._whole, self._number = stacked, number
 
     def attach(self) -> StackedPart:
         self._whole.put(self._number, self)

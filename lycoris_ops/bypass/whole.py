@@ -86,14 +86,14 @@ class WholePlan:
             # Zeros stand in for a missing bias: an additive change needs only the size, and scaling leaves
             # zeros.
             before = self.like.new_zeros(self.geometry.outputs) if own is None else own
-            biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
+            biases = tuple(part.part.delta(before).to(dtype) for part in stage.biases)
         shown = None if own is None else self.geometry.per_channel(own.to(dtype))
-        made = WholePass(self, self.plain.seen, sides, outputs, inputs, shown, biases, inside, beside)
+        begun = WholePass(self, self.plain.seen, sides, outputs, inputs, shown, biases, inside, beside)
         if isinstance(outputs, Diagonal) and not (inputs or sides.inside or sides.beside or biases):
             extra = outputs.extra
-            if any(extra is one for one in self.plan.tensors):
-                self._kept = made, extra, own
-        return made
+            if any(extra is tensor for tensor in self.plan.tensors):
+                self._kept = begun, extra, own
+        return begun
 
     def again(self, x: Tensor, bias: Tensor | None) -> WholePass | None:
         """The pass that was kept, if this is the bias that it holds, and no tensor has moved since."""
@@ -102,8 +102,8 @@ class WholePlan:
         kept, extra, own = self._kept
         if own is not bias:
             return None
-        for one in (extra, own):
-            if one is not None and not (one.dtype == self.like.dtype and one.device == x.device):
+        for tensor in (extra, own):
+            if tensor is not None and not (tensor.dtype == self.like.dtype and tensor.device == x.device):
                 return None
         return kept
 
@@ -161,5 +161,5 @@ class WholePass:
         if isinstance(outputs, Diagonal):
             extra = geometry.per_channel(outputs.extra) if geometry.kernel else outputs.extra
             return scaled(y, extra, bias)
-        found = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
-        return found if bias is None else found + bias
+        output = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
+        return output if bias is None else output + bias

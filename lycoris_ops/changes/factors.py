@@ -23,7 +23,7 @@ def low_rank(form: Additive, most: int) -> LowRank | None:
     if isinstance(form, Hadamard):
         if len(form.w1_b) * len(form.w2_b) > most:
             return None
-        w1_a, w1_b, w2_a, w2_b = (one.float() for one in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))
+        w1_a, w1_b, w2_a, w2_b = (factor.float() for factor in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))
         up = (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1)
         down = (w1_b[:, None] * w2_b[None]).flatten(0, 1)
         return LowRank(up, down, form.scale)

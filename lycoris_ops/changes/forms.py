@@ -47,7 +47,7 @@ class Reach:
 
     @property
     def within(self) -> float:
-        return math.prod(part for part in self.parts if not part <= 1)
+        return math.prod(bound for bound in self.parts if not bound <= 1)
 
 
 Parts = tuple[float | Tensor, ...]
@@ -156,7 +156,9 @@ class Kronecker:
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         w1, w2 = self.scale * product(self.w1, dtype, device), product(self.w2, dtype, device)
-        around = (None if one is None else one.to(device, dtype) for one in (self.rows, self.columns))
+        around = (
+            None if factor is None else factor.to(device, dtype) for factor in (self.rows, self.columns)
+        )
         return Dense(kronecker(w1, w2)).scaled(*around).values
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Kronecker:
@@ -179,7 +181,7 @@ class Kronecker:
         return self.w1[-1].shape[1] * len(self.w2[0])
 
     def parts(self) -> Parts:
-        around = (one for one in (self.rows, self.columns) if one is not None)
+        around = (factor for factor in (self.rows, self.columns) if factor is not None)
         return (abs(self.scale), *_parts_of(self.w1), *_parts_of(self.w2), *around)
 
 
@@ -245,10 +247,12 @@ def plus(weight: Tensor, forms: Sequence[Additive]) -> Tensor:
 
 def reaches(forms: Sequence[Additive]) -> list[Reach]:
     """The bounds on the values of each form, with one pass over all factors and one wait for a device."""
-    parts = [form.parts() for form in forms]
-    held = [one for each in parts for one in each if isinstance(one, Tensor)]
-    found = iter(largest_of(held))
-    return [Reach(tuple(next(found) if isinstance(one, Tensor) else one for one in each)) for each in parts]
+    bounds = [form.parts() for form in forms]
+    held = [bound for each in bounds for bound in each if isinstance(bound, Tensor)]
+    sizes = iter(largest_of(held))
+    return [
+        Reach(tuple(next(sizes) if isinstance(bound, Tensor) else bound for bound in each)) for each in bounds
+    ]
 
 
 def _parts_of(factors: Sequence[Tensor]) -> Parts:
@@ -267,11 +271,11 @@ def _by_columns(matrix: Tensor, columns: Tensor | None) -> Tensor:
     return matrix.to(columns) * columns.repeat_interleave(matrix.shape[1] // len(columns))
 
 
-def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def _times(first: Tensor | None, other: Tensor | None) -> Tensor | None:
     """The product value by value, where None stands for ones."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one.to(other) * other
+    if first is None or other is None:
+        return other if first is None else first
+    return first.to(other) * other
 
 
 def _embedded(matrix: Tensor, rows: Rows, count: int) -> Tensor:

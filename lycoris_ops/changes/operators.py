@@ -106,8 +106,8 @@ class Product:
 
     def product(self, vectors: Tensor) -> Tensor:
         flat = vectors.reshape(-1, self.size)
-        found = torch.addmm(flat, flat @ self.right.T, self.left.T, alpha=self.scale)
-        return found.view(vectors.shape)
+        product = torch.addmm(flat, flat @ self.right.T, self.left.T, alpha=self.scale)
+        return product.view(vectors.shape)
 
     def transposed(self) -> Product:
         return Product(self.right.T, self.left.T, self.scale)
@@ -155,17 +155,17 @@ class Chain:
     def change(self, vectors: Tensor) -> Tensor:
         total = self.parts[0].change(vectors)
         # Each part meets the vectors as the parts before it have changed them.
-        for part in self.parts[1:]:
-            total = total + part.change(vectors + total)
+        for step in self.parts[1:]:
+            total = total + step.change(vectors + total)
         return total
 
     def product(self, vectors: Tensor) -> Tensor:
-        for part in self.parts:
-            vectors = part.product(vectors)
+        for step in self.parts:
+            vectors = step.product(vectors)
         return vectors
 
     def transposed(self) -> Chain:
-        return Chain(tuple(part.transposed() for part in reversed(self.parts)))
+        return Chain(tuple(step.transposed() for step in reversed(self.parts)))
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def tensors_of(value: Any) -> list[Tensor]:
         return []
     many = isinstance(value, (tuple, list))
     inner = cast("Iterable[Any]", value if many else getattr(value, "__dict__", {}).values())
-    return [one for each in inner for one in tensors_of(each)]
+    return [tensor for each in inner for tensor in tensors_of(each)]
 
 
 def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:

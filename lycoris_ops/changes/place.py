@@ -27,7 +27,7 @@ def parse_spans(text: str) -> tuple[Span, ...]:
 
     Raises LycorisError for a text that is no span, and for a span that ends before it begins.
     """
-    found: list[Span] = []
+    spans: list[Span] = []
     for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
         match = re.fullmatch(r"(\d+)\s*(?:(-)\s*(\d+)?)?", piece)
         if match is None:
@@ -36,8 +36,8 @@ def parse_spans(text: str) -> tuple[Span, ...]:
         end = int(last) if last else None if dash else int(first)
         if end is not None and end < int(first):
             raise LycorisError("a span of frames ends before it begins", got=piece, expected=SPANS)
-        found.append((int(first), end))
-    return tuple(found)
+        spans.append((int(first), end))
+    return tuple(spans)
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Crop:
         if len(self.kept) != len(self.size) or not all(self.kept):
             raise LycorisError(
                 "a crop leaves nothing of its picture",
-                got=str([len(one) for one in self.kept]),
+                got=str([len(axis) for axis in self.kept]),
                 expected=f"some numbers for each axis of {list(self.size)}",
             )
 
-    def of(self, whole: Tensor) -> Tensor:
+    def of(self, full: Tensor) -> Tensor:
         """The kept part of a tensor (frames, h, w) of the whole latent's size."""
-        for axis, kept in enumerate(self.kept, start=whole.ndim - len(self.kept)):
-            whole = whole.index_select(axis, torch.tensor(kept))
-        return whole
+        for axis, kept in enumerate(self.kept, start=full.ndim - len(self.kept)):
+            full = full.index_select(axis, torch.tensor(kept))
+        return full
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,13 @@ class Mask:
 
     def _in_frames(self, planes: Tensor, spans: Sequence[int]) -> Tensor:
         """The planes for the frames of a latent. Each of them stands for `spans` frames of a video."""
-        found, count, video = len(planes), len(spans), sum(spans)
-        if found in (1, count):
+        planes_given, count, video = len(planes), len(spans), sum(spans)
+        if planes_given in (1, count):
             return planes.expand(count, -1, -1)
-        if found != video:
+        if planes_given != video:
             raise LycorisError(
                 "the mask and what is sampled have different numbers of frames",
-                got=str(found),
+                got=str(planes_given),
                 expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
                 hint="Take one mask of the batch: it is laid on every picture" if count == 1 else None,
             )
@@ -258,10 +258,10 @@ class Where:
         if key not in self._kept:
             # A tensor made in inference mode could not be used where gradients are recorded.
             with torch.inference_mode(False), torch.no_grad():
-                made = self._over(places, grid).to(device, dtype)
+                factors = self._over(places, grid).to(device, dtype)
             while len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = made
+            self._kept[key] = factors
         return self._kept[key]
 
     def _over(self, places: Places, grid: Shape) -> Tensor:

@@ -16,10 +16,10 @@ def norm_of(forms: Sequence[Additive]) -> float:
     For products U D its square is tr((U^T U)(D D^T)). For a single Kronecker product the norm is the product
     of the factors' norms. Neither needs the matrix (O, K); any other sum is formed as that matrix in float32.
     """
-    one = forms[0]
-    if len(forms) == 1 and isinstance(one, Kronecker) and one.rows is one.columns is None:
-        first, second = (product(factor, torch.float64, CPU) for factor in (one.w1, one.w2))
-        return abs(one.scale) * float(norm(first)) * float(norm(second))
+    form = forms[0]
+    if len(forms) == 1 and isinstance(form, Kronecker) and form.rows is form.columns is None:
+        first, second = (product(factor, torch.float64, CPU) for factor in (form.w1, form.w2))
+        return abs(form.scale) * float(norm(first)) * float(norm(second))
     low = [form for form in forms if isinstance(form, LowRank)]
     if len(low) < len(forms):
         return float(norm(add_up(forms, torch.float32, CPU).double()))

@@ -89,9 +89,9 @@ class Curve:
         if not words:
             raise ScheduleError("a curve is empty", expected=EXPECTED)
         for name, shape in CURVES.items():
-            found = re.match(rf"{name}(?![\w-])", words.lower())
-            if found:
-                return shape(_numbers(text, len(text) - len(text.lstrip()) + found.end()))
+            match = re.match(rf"{name}(?![\w-])", words.lower())
+            if match:
+                return shape(_numbers(text, len(text) - len(text.lstrip()) + match.end()))
         pieces = [piece for piece in re.finditer(r"[^,;\n]+", text) if piece[0].strip()]
         if len(pieces) == 1 and _number(pieces[0][0]) is not None:
             return cls(((0.0, float(pieces[0][0])),))
@@ -121,8 +121,8 @@ class Curve:
             for (begin, before), (time, value) in zip(self.points, self.points[1:], strict=False)
         ]
         slopes = [
-            0.0 if one * two <= 0 else (one + two) / 2
-            for one, two in zip([*rises[:1], *rises], [*rises, *rises[-1:]], strict=True)
+            0.0 if first * second <= 0 else (first + second) / 2
+            for first, second in zip([*rises[:1], *rises], [*rises, *rises[-1:]], strict=True)
         ]
         for index, rise in enumerate(rises):
             sides = math.hypot(slopes[index], slopes[index + 1])
@@ -135,13 +135,13 @@ class Curve:
 
     def _cubic(self, index: int, share: float) -> float:
         (begin, first), (end, last) = self.points[index], self.points[index + 1]
-        width, (one, two) = end - begin, self._slopes[index : index + 2]
+        width, (start, stop) = end - begin, self._slopes[index : index + 2]
         square, cube = share**2, share**3
         return (
             (2 * cube - 3 * square + 1) * first
-            + (cube - 2 * square + share) * width * one
+            + (cube - 2 * square + share) * width * start
             + (3 * square - 2 * cube) * last
-            + (cube - square) * width * two
+            + (cube - square) * width * stop
         )
 
     def __str__(self) -> str:
@@ -239,26 +239,26 @@ def _number(text: str) -> float | None:
 
 def _numbers(text: str, start: int) -> list[float]:
     """The numbers of a text from `start` on, separated by spaces, commas or semicolons."""
-    found: list[float] = []
+    numbers: list[float] = []
     for word in re.compile(r"[^\s,;]+").finditer(text, start):
         value = _number(word[0])
         if value is None:
             raise _misread(word[0], word.start(), "a number")
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def _point(text: str, start: int) -> tuple[float, float]:
-    place = start + len(text) - len(text.lstrip())
+    column = start + len(text) - len(text.lstrip())
     for mark, order in ((":", 1), ("@", -1)):
-        time, found, value = (part.strip() for part in text.partition(mark))
-        if found:
+        time, sign, value = (piece.strip() for piece in text.partition(mark))
+        if sign:
             numbers = [_number(time), _number(value)][::order]
             if numbers[0] is None or numbers[1] is None:
                 break
             return numbers[0], numbers[1]
-    raise _misread(text.strip(), place, EXPECTED)
+    raise _misread(text.strip(), column, EXPECTED)
 
 
-def _misread(text: str, place: int, expected: str) -> ScheduleError:
-    return ScheduleError(f"a curve is not understood at character {place + 1}", got=text, expected=expected)
+def _misread(text: str, column: int, expected: str) -> ScheduleError:
+    return ScheduleError(f"a curve is not understood at character {column + 1}", got=text, expected=expected)

@@ -96,9 +96,9 @@ def extract_adapter(
     text = metadata_of({}, turned, recipe, "source_recipe")
     with located(file=after.name):
         layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
-    made = Adapter.of(layers, name=name or f"{stem_of(short_name(after.name))}-extracted", metadata=text)
+    adapter = Adapter.of(layers, name=name or f"{stem_of(short_name(after.name))}-extracted", metadata=text)
     report = replace(report, missing=_missing(pairs), notes=(*_notes(pairs), *report.notes))
-    return replace(made, report=report)
+    return replace(adapter, report=report)
 
 
 def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) -> Source:
@@ -146,33 +146,33 @@ def _difference(
 
     The last is None if it is unknown.
     """
-    one = read_rows(before, first)
+    old = read_rows(before, first)
     pause()
     other = read_rows(after, second)
     pause()
     variances = [
         _variance(values, keys, source)
-        for values, keys, source in ((one, first, before), (other, second, after))
+        for values, keys, source in ((old, first, before), (other, second, after))
     ]
-    if torch.float64 in (one.dtype, other.dtype):
-        change = (other.double() - one.double()).to(device, torch.float32)
+    if torch.float64 in (old.dtype, other.dtype):
+        change = (other.double() - old.double()).to(device, torch.float32)
     else:
-        change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
+        change = other.to(device, torch.float32, copy=True).sub_(old.to(device))
     size = largest(change)
     if not math.isfinite(size):
         # An infinity or a NaN that both models have is no change: hosts do not initialise weights that a
         # checkpoint lacks.
-        same = (one == other) | (one.isnan() & other.isnan())
+        same = (old == other) | (old.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
-        with located(file=(after if is_finite(one) else before).name):
+        with located(file=(after if is_finite(old) else before).name):
             check_finite((), change)
         size = largest(change)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
     return change, size, noise
 
 
-def _variance(values: Tensor, places: Sequence[tuple[str, Rows | None]], source: Weights) -> float | None:
-    grain = source.grain(places[0][0])
+def _variance(values: Tensor, ranges: Sequence[tuple[str, Rows | None]], source: Weights) -> float | None:
+    grain = source.grain(ranges[0][0])
     return None if grain is None else rounding_variance(values, grain)
 
 

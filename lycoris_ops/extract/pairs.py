@@ -47,12 +47,12 @@ class Pairs:
 
     def differences(self) -> list[tuple[str, Sequence[str]]]:
         """The kinds of differences in words, each with its keys."""
-        found = [
+        kinds = [
             ("weights that only the base model has", self.only_base),
             ("weights that only the tuned model has", self.only_tuned),
             ("weights of another shape in the tuned model", self.reshaped),
         ]
-        return [(what, keys) for what, keys in found if keys]
+        return [(what, keys) for what, keys in kinds if keys]
 
 
 class _Side:
@@ -64,13 +64,13 @@ class _Side:
         self.relation = Relation(shapes)
         self.targets = self.relation.targets
         self.turned = stored_transposed(shapes)
-        parts = self.targets.parts
+        components = self.targets.parts
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
-        here = {one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)}
-        self.all = [one for one in self.targets.adaptable if one in here]
+        here = {target for target in self.targets.all if shapes[target.key] and weights.reads(target.key)}
+        self.all = [target for target in self.targets.adaptable if target in here]
         self.others = len(here) - len(self.all)
         unet = self.targets.layers.get(UNET)
-        self._known = "unet" in parts or (unet is not None and unet.model is not None)
+        self._known = "unet" in components or (unet is not None and unet.model is not None)
 
     def name(self, target: Target) -> str:
         """The layer's name in an adapter: the host's name, or the path if the part is unknown."""
@@ -80,18 +80,18 @@ class _Side:
 
     def find(self, name: str) -> tuple[Target, ...]:
         """The weights or rows with this name; () for none. Raises MatchError if the name fits several."""
-        found = self.relation.find(name)
-        if len(found) > 1:
+        meanings = self.relation.find(name)
+        if len(meanings) > 1:
             raise MatchError(
                 "a layer of one model fits more than one weight of the other",
                 file=self.weights.name,
                 key=name,
-                got=" and ".join("+".join(t.key for t in places) for places in found[:2]),
+                got=" and ".join("+".join(t.key for t in targets) for targets in meanings[:2]),
                 expected="one weight",
                 hint="Extract one part of the model at a time: the diffusion model or one text encoder",
             )
-        places = found[0] if found else ()
-        return places if all(self.weights.reads(place.key) for place in places) else ()
+        meant = meanings[0] if meanings else ()
+        return meant if all(self.weights.reads(each.key) for each in meant) else ()
 
 
 def pairs_of(base: Weights, tuned: Weights) -> Pairs:
@@ -107,40 +107,42 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     # Look up the tuned model's names first, then the base's: between a fused layer and split ones, names
     # match in one direction only.
     for first, second in ((1, 0), (0, 1)):
-        one, other = sides[first], sides[second]
-        for target in one.all:
+        named_side, other = sides[first], sides[second]
+        for target in named_side.all:
             if target.key in used[first] and target.rows is None:
                 continue
-            places = other.find(one.name(target))
-            if not places or (first == 0 and any(place.key in used[1] for place in places)):
+            targets = other.find(named_side.name(target))
+            if not targets or (first == 0 and any(each.key in used[1] for each in targets)):
                 continue
             used[first].add(target.key)
-            used[second].update(place.key for place in places)
-            shape, met = one.targets.shape_of(target), other.targets.shape_of(*places)
-            turned = {target.key in one.turned, *(place.key in other.turned for place in places)}
+            used[second].update(each.key for each in targets)
+            shape, met = named_side.targets.shape_of(target), other.targets.shape_of(*targets)
+            turned = {target.key in named_side.turned, *(each.key in other.turned for each in targets)}
             if shape != met or len(turned) > 1:
                 shapes = (met, shape) if first == 1 else (shape, met)
                 reshaped.append(f"{target.key}: {list(shapes[1])}, {list(shapes[0])} in the base")
                 continue
-            both = ((target,), places) if first == 0 else (places, (target,))
+            both = ((target,), targets) if first == 0 else (targets, (target,))
             (turn,) = turned
-            pairs.append(Pair(one.name(target), *both, shape[::-1] if turn else shape, turn))
-            if all(bool(place.bias) != bool(target.bias) for place in places):
+            pairs.append(Pair(named_side.name(target), *both, shape[::-1] if turn else shape, turn))
+            if all(bool(each.bias) != bool(target.bias) for each in targets):
                 side = first if target.bias else second
-                biases[side].extend(place.bias for place in both[side] if place.bias)
+                biases[side].extend(each.bias for each in both[side] if each.bias)
     only = [(*_left(side, met), *alone) for side, met, alone in zip(sides, used, biases, strict=True)]
     others = max(side.others for side in sides)
-    found = Pairs(tuple(pairs), only[0], only[1], tuple(reshaped), others)
+    pairs_found = Pairs(tuple(pairs), only[0], only[1], tuple(reshaped), others)
     if not pairs:
         raise MatchError(
             "the two models have no layer in common",
             file=tuned.name,
-            got="; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in found.differences()),
+            got="; ".join(
+                f"{len(keys)} {what}, such as {keys[0]}" for what, keys in pairs_found.differences()
+            ),
             expected=f"the layers of {base.name}",
             hint="Give the model that this one was tuned from",
         )
-    return found
+    return pairs_found
 
 
 def _left(side: _Side, used: set[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one.key for one in side.all if one.key not in used))
+    return tuple(dict.fromkeys(target.key for target in side.all if target.key not in used))

@@ -54,27 +54,27 @@ def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate:
     Where all ranks are higher, the candidate that keeps most. With `any_kind`, the smallest of those that
     keep most and are no larger than a LoRA of this rank. NOTHING where there is no candidate.
     """
-    found = measured.candidates
-    if not found:
+    candidates = measured.candidates
+    if not candidates:
         return NOTHING
     if any_kind:
         loras = [
             one
-            for one in found
+            for one in candidates
             if one.offer is not None and one.offer.algorithm == "lora" and (one.rank or rank + 1) <= rank
         ]
-        most = max((one.cost for one in loras), default=0)
-        found = [one for one in found if one.cost <= most] or found
-        best = max(one.gain for one in found) * (1 - EXACT)
-        return min((one for one in found if one.gain >= best), key=lambda one: one.cost)
-    ranked = [one for one in found if one.rank is not None and one.rank <= rank]
+        most = max((lora.cost for lora in loras), default=0)
+        candidates = [c for c in candidates if c.cost <= most] or candidates
+        best = max(c.gain for c in candidates) * (1 - EXACT)
+        return min((c for c in candidates if c.gain >= best), key=lambda c: c.cost)
+    ranked = [one for one in candidates if one.rank is not None and one.rank <= rank]
     own = next((one for one in ranked if one.offer is measured.own), None)
     if own is not None or not ranked:
-        return own or max(found, key=lambda one: (one.gain, -one.cost))
+        return own or max(candidates, key=lambda c: (c.gain, -c.cost))
     # A LoKr with a full w2 competes too, where it is no larger than the largest layer of this rank.
-    most = max(one.cost for one in ranked)
-    ranked += [one for one in found if one.rank is None and one.cost <= most]
-    return max(ranked, key=lambda one: (one.gain, -one.cost))
+    most = max(c.cost for c in ranked)
+    ranked += [one for one in candidates if one.rank is None and one.cost <= most]
+    return max(ranked, key=lambda c: (c.gain, -c.cost))
 
 
 def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> dict[str, Candidate]:
@@ -88,12 +88,12 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
     Raises PlanError for a budget below the smallest adapter, and for a share of the energy that cannot be
     kept.
     """
-    offered = {name: [NOTHING, *one.candidates] for name, one in measured.items() if one.candidates}
+    offered = {name: [NOTHING, *each.candidates] for name, each in measured.items() if each.candidates}
     if not offered:
         return {}
     if isinstance(size, (Budget, Ratio)):
         return _within(offered, size, full, beside)
-    signal = sum(one.signal for one in measured.values())
+    signal = sum(each.signal for each in measured.values())
     if isinstance(size, Energy):
         if is_short(measured, size, full, beside):
             raise PlanError(
@@ -103,9 +103,9 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
                 hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",
             )
         return allocate(offered, until(size.share * signal))
-    for name, one in measured.items():
-        if one.sure and one.candidates:
-            offered[name] = [_all_of_it(one.candidates)]
+    for name, own in measured.items():
+        if own.sure and own.candidates:
+            offered[name] = [_all_of_it(own.candidates)]
     return allocate(offered, above(signal / max(1, full)))
 
 
@@ -116,7 +116,7 @@ def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: in
     fill the budget.
     """
     if isinstance(size, Energy):
-        wanted = size.share * sum(one.signal for one in measured.values())
+        wanted = size.share * sum(each.signal for each in measured.values())
         return _most(measured) < wanted * (1 - EXACT)
     if isinstance(size, (Budget, Ratio)):
         return beside + sum(map(_largest, measured.values())) < _room(size, full)
@@ -127,11 +127,11 @@ def _largest(measured: Measured) -> int:
     """The cost of the largest candidate. Candidates without a rank do not count while higher ranks would keep
     more."""
     found = [one for one in measured.candidates if measured.complete or one.rank is not None]
-    return max((one.cost for one in found), default=0)
+    return max((c.cost for c in found), default=0)
 
 
 def _most(measured: Mapping[str, Measured]) -> float:
-    return sum(max((one.gain for one in each.candidates), default=0.0) for each in measured.values())
+    return sum(max((c.gain for c in each.candidates), default=0.0) for each in measured.values())
 
 
 def _room(size: Budget | Ratio, full: int) -> int:
@@ -159,5 +159,5 @@ def _within(
 def _all_of_it(candidates: Sequence[Candidate]) -> Candidate:
     """Compare the largest layer of each kind, and take the smallest that keeps about as much as the best."""
     largest = {id(one.offer): one for one in candidates}.values()
-    best = max(one.gain for one in largest)
-    return min((one for one in largest if one.gain >= NEAR * best), key=lambda one: one.cost)
+    best = max(c.gain for c in largest)
+    return min((c for c in largest if c.gain >= NEAR * best), key=lambda c: c.cost)

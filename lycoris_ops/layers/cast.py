@@ -24,12 +24,12 @@ def cast_layer(
 
     Raises `error` where a value is too large for it; `key` is the name of the layer.
     """
-    held, made = layer.tensors(), dict[str, Tensor]()
+    held, cast = layer.tensors(), dict[str, Tensor]()
     for suffix in layer.table.suffixes - layer.table.numbers:
         value = held.get(field_of(suffix))
         if value is None or not value.is_floating_point():
             continue
-        factor = made[field_of(suffix)] = value.to("cpu", dtype).contiguous()
+        factor = cast[field_of(suffix)] = value.to("cpu", dtype).contiguous()
         if not is_finite(factor):
             raise error(
                 "a factor does not fit the requested dtype",
@@ -39,4 +39,4 @@ def cast_layer(
                 expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
                 hint="Ask for bfloat16 or float32",
             )
-    return layer.with_tensors(made)
+    return layer.with_tensors(cast)

@@ -37,14 +37,14 @@ def fuse(pieces: Pieces, rows: int) -> Layer:
     pieces = [(layer.plain(), at) for layer, at in pieces]
     join = _join_of(pieces)
     first = pieces[0][0]
-    made: dict[str, Tensor | None] = dict.fromkeys(first.tensors())
+    fused: dict[str, Tensor | None] = dict.fromkeys(first.tensors())
     for name in (*join.rows, DIFF_B):
-        made[name] = _stacked(pieces, name, rows)
+        fused[name] = _stacked(pieces, name, rows)
     if any(DORA in layer.tensors() for layer, _ in pieces):
         _check_magnitudes(pieces, rows)
-        made[DORA] = _stacked(pieces, DORA, rows)
+        fused[DORA] = _stacked(pieces, DORA, rows)
     if not join.products:
-        return replace(first, **made, alpha=None)
+        return replace(first, **fused, alpha=None)
     scales = [scale(layer.alpha, layer.rank or 1) for layer, _ in pieces]
     # A scale that all layers have in common stays in alpha: multiplied into a factor, it could round.
     folded = len(set(scales)) > 1
@@ -53,15 +53,15 @@ def fuse(pieces: Pieces, rows: int) -> Layer:
         scaled = (join.products[0][0], *join.scaled)
         pieces = [(_times(layer, scaled, by), at) for (layer, at), by in zip(pieces, scales, strict=True)]
     for name in join.scaled:
-        made[name] = _stacked(pieces, name, rows)
+        fused[name] = _stacked(pieces, name, rows)
     groups = _groups([[layer.tensors()[right] for _, right in join.products] for layer, _ in pieces])
     rank = 0
     for left, right in join.products:
         up, down = _joined(pieces, left, right, groups, rows)
-        made |= {left: up, right: down}
+        fused |= {left: up, right: down}
         rank = len(down)
     # Where the scales are in a factor already, alpha = rank gives the scale 1.
-    return replace(first, **made, alpha=float(rank) if folded else scales[0] * rank)
+    return replace(first, **fused, alpha=float(rank) if folded else scales[0] * rank)
 
 
 def _join_of(pieces: Pieces) -> Join:
@@ -69,7 +69,7 @@ def _join_of(pieces: Pieces) -> Join:
     kind, join = type(pieces[0][0]), pieces[0][0].table.join
     for layer, _ in pieces:
         if join is None or type(layer) is not kind:
-            able = [name for name, one in ALGORITHMS.items() if one.table.join is not None]
+            able = [name for name, kind in ALGORITHMS.items() if kind.table.join is not None]
             raise _cannot_fuse(layer, f"layers of one kind, {either(able)}")
         held, factors = layer.tensors().keys(), {name for product in join.products for name in product}
         if lost := sorted(held - factors - {*join.rows, *join.scaled, DIFF_B, DORA}):
@@ -98,15 +98,17 @@ def _times(layer: Layer, names: Sequence[str], factor: float) -> Layer:
 
 def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
     """The tensors of this name, stacked to `rows` rows, zero for layers without it; None if all lack it."""
-    found = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
-    if not found:
+    pieces_with_it = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
+    if not pieces_with_it:
         return None
     # A value for each output may be stored with further dimensions of size 1.
     if name in pieces[0][0].table.vectors:
-        found = [(part.flatten(), at) for part, at in found]
-    total = found[0][0].new_zeros(rows, *found[0][0].shape[1:], dtype=_widest([part for part, _ in found]))
-    for part, (start, stop) in found:
-        total[start:stop] = part
+        pieces_with_it = [(tensor.flatten(), at) for tensor, at in pieces_with_it]
+    total = pieces_with_it[0][0].new_zeros(
+        rows, *pieces_with_it[0][0].shape[1:], dtype=_widest([tensor for tensor, _ in pieces_with_it])
+    )
+    for factor, (start, stop) in pieces_with_it:
+        total[start:stop] = factor
     return total
 
 
@@ -141,8 +143,8 @@ def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: 
     kept = [downs[groups.index(group)] for group in sorted(set(groups))]
     starts = [sum(len(down) for down in kept[:n]) for n in range(len(kept))]
     up = ups[0].new_zeros(rows, sum(map(len, kept)), *ups[0].shape[2:], dtype=_widest(ups))
-    for (_, at), part, group in zip(pieces, ups, groups, strict=True):
-        up[at[0] : at[1], starts[group] : starts[group] + part.shape[1]] = part
+    for (_, at), factor, group in zip(pieces, ups, groups, strict=True):
+        up[at[0] : at[1], starts[group] : starts[group] + factor.shape[1]] = factor
     return up, torch.cat([down.to(_widest(kept)) for down in kept])
 
 
@@ -154,10 +156,13 @@ def _check_magnitudes(pieces: Pieces, rows: int) -> None:
     layers = [layer for layer, _ in pieces if isinstance(layer, Factored)]
     if len({layer.dora for layer in layers}) > 1:
         raise _cannot_fuse(layers[0], "DoRA by one norm (`dora`) in all of the layers")
-    found = [(layer.tensors()[DORA], at) for layer, at in pieces if DORA in layer.tensors()]
-    covered = sum(stop - start for _, (start, stop) in found)
+    magnitudes = [(layer.tensors()[DORA], at) for layer, at in pieces if DORA in layer.tensors()]
+    covered = sum(stop - start for _, (start, stop) in magnitudes)
     # A magnitude (1, I, ...) is for inputs, whatever its size.
-    of_inputs = any(part.numel() != at[1] - at[0] or tuple(part.shape[:1]) == (1,) for part, at in found)
+    of_inputs = any(
+        magnitude.numel() != at[1] - at[0] or tuple(magnitude.shape[:1]) == (1,)
+        for magnitude, at in magnitudes
+    )
     if covered != rows or of_inputs:
         raise _cannot_fuse(layers[0], "a DoRA magnitude for the outputs of each of the layers, or of none")
 

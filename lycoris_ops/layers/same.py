@@ -14,21 +14,21 @@ from ..algorithms.axes import ALPHA
 from ..algorithms.checks import scale
 
 
-def difference(wanted: Layer, found: Layer) -> str | None:
+def difference(wanted: Layer, got: Layer) -> str | None:
     """What differs between two layers, in words; None where they make the same change of every weight.
 
-    `wanted` is the layer that was to be written to a file, `found` the one that was read back.
+    `wanted` is the layer that was to be written to a file, `got` the one that was read back.
     """
-    if type(wanted) is not type(found):
-        return f"{found.algorithm}, not {wanted.algorithm}"
-    wanted, found = wanted.like(found), found.like(found)
+    if type(wanted) is not type(got):
+        return f"{got.algorithm}, not {wanted.algorithm}"
+    wanted, got = wanted.like(got), got.like(got)
     scales = [1.0, 1.0]
     if wanted.table.scaled_by_alpha and wanted.rank is not None:
-        scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
-    both = (wanted, found)
+        scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, got)]
+    both = (wanted, got)
     factors = [
         name
-        for name in found.variant.absorbing
+        for name in got.variant.absorbing
         if all(isinstance(getattr(layer, name), Tensor) for layer in both)
     ]
     # Only in kinds with such factors can a saver have multiplied the scale into a tensor.
@@ -40,11 +40,11 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     scaled = ()
     if folded:
         # The factor that was scaled is the one that differs. Where none does, alpha was only rounded.
-        other = next((name for name in factors if not _alike(wanted, found, name)), None)
-        beside = found.table.join.scaled if found.table.join else ()
+        other = next((name for name in factors if not _alike(wanted, got, name)), None)
+        beside = got.table.join.scaled if got.table.join else ()
         scaled = () if close and other is None else (other or factors[0], *beside)
     for field in dataclasses.fields(wanted):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        ours, theirs = getattr(wanted, field.name), getattr(got, field.name)
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
             return f"{field.name} is {'there' if isinstance(theirs, Tensor) else 'missing'}"
         if isinstance(ours, Tensor):
@@ -60,8 +60,8 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     return None
 
 
-def _alike(wanted: Layer, found: Layer, field: str) -> bool:
-    return _equal(getattr(wanted, field), getattr(found, field), [1.0, 1.0])
+def _alike(wanted: Layer, got: Layer, field: str) -> bool:
+    return _equal(getattr(wanted, field), getattr(got, field), [1.0, 1.0])
 
 
 def _close(ours: float | None, theirs: float | None) -> bool:
@@ -80,9 +80,9 @@ def _equal(ours: Tensor, theirs: Tensor, by: Sequence[float]) -> bool:
     if by[0] == by[1] and ours.dtype == theirs.dtype and ours.itemsize > 1:
         # Without wider copies. torch compares no float8.
         return torch.equal(ours.flatten(), theirs.flatten())
-    one, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
+    own, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
     if by[0] == by[1]:
-        return torch.equal(one, other)
+        return torch.equal(own, other)
     # atol is the smallest subnormal number, the step to which tiny products round.
     info = torch.finfo(theirs.dtype)
-    return bool(torch.allclose(one, other, rtol=info.eps, atol=info.smallest_normal * info.eps))
+    return bool(torch.allclose(own, other, rtol=info.eps, atol=info.smallest_normal * info.eps))

@@ -61,17 +61,17 @@ def triples_of(*spans: Span) -> list[Triples]:
     SMALL values are decomposed on the CPU: an accelerator would take longer.
     """
     cores = iter(fetched(*(span.core for span in spans if span.core.numel() <= SMALL)))
-    found: list[Triples] = []
-    for left, given, right in spans:
-        core = next(cores) if given.numel() <= SMALL else given
+    triples: list[Triples] = []
+    for left, inner, right in spans:
+        core = next(cores) if inner.numel() <= SMALL else inner
         # Wide: where two singular values are close, a decomposition in float32 mixes their vectors, and how
         # much depends on the processor.
         turn, values, back = _linalg.svd(wide(core), full_matrices=False)
-        one = turn.to(given) if left is None else left @ turn.to(left)
-        other = back.to(given) if right is None else back.to(right) @ right
-        found.append((one, values, other))
-    sizes = fetched(*(values for _, values, _ in found))
-    return [(one, size.double(), other) for (one, _, other), size in zip(found, sizes, strict=True)]
+        turned = turn.to(inner) if left is None else left @ turn.to(left)
+        other = back.to(inner) if right is None else back.to(right) @ right
+        triples.append((turned, values, other))
+    sizes = fetched(*(values for _, values, _ in triples))
+    return [(left, size.double(), other) for (left, _, other), size in zip(triples, sizes, strict=True)]
 
 
 def singular(matrix: Tensor) -> Triples:
@@ -126,8 +126,8 @@ def cayley(skew: Tensor, times: float = 1.0) -> Tensor:
     Raises NoInverseError where there is no inverse in the dtype. On an accelerator, where the check would
     wait, the result is not finite instead.
     """
-    one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    below, above = torch.sub(one, skew, alpha=times), skew if times == 0.5 else 2 * times * skew
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    below, above = torch.sub(identity, skew, alpha=times), skew if times == 0.5 else 2 * times * skew
     if skew.device.type != "cpu":
         return _linalg.solve_ex(below, above, left=False)[0]
     return _linalg.solve(below, above, left=False)
@@ -153,19 +153,19 @@ def leading_span(
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.
     """
-    found = min(count, *matrix.shape)
+    rank = min(count, *matrix.shape)
     dtype = compute_dtype(matrix.dtype)
     matrix = matrix.to(dtype)
-    if min(matrix.shape) <= max(EXACT, 3 * found):
+    if min(matrix.shape) <= max(EXACT, 3 * rank):
         return span_of(matrix)
     generator = torch.Generator().manual_seed(seed)
-    width = min(found + max(OVERSAMPLED, found // 4), *matrix.shape)
+    width = min(rank + max(OVERSAMPLED, rank // 4), *matrix.shape)
     basis = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype).to(matrix.device)
     left, across = _projected(matrix, basis, pause)
     energies: list[Tensor] = []
     if settled:
-        whole = energy(matrix) if total is None else torch.tensor(total, dtype=torch.float64)
-        energies = [whole, energy(across)]
+        total_energy = energy(matrix) if total is None else torch.tensor(total, dtype=torch.float64)
+        energies = [total_energy, energy(across)]
     for _ in range(POWERS):
         left, across = _projected(matrix, leading(across), pause)
         if energies:
@@ -207,9 +207,9 @@ def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> Triples:
     (left1, values1, right1), (left2, values2, right2) = triples_of(span_of(w1), span_of(w2))
     products = torch.outer(values1, values2).flatten()
     order = products.argsort(descending=True)[:count]
-    one, two = (order // len(values2)).to(w1.device), (order % len(values2)).to(w1.device)
-    left = (left1.index_select(1, one)[:, None] * left2.index_select(1, two)[None]).flatten(0, 1)
-    right = (right1.index_select(0, one)[:, :, None] * right2.index_select(0, two)[:, None]).flatten(1)
+    first, second = (order // len(values2)).to(w1.device), (order % len(values2)).to(w1.device)
+    left = (left1.index_select(1, first)[:, None] * left2.index_select(1, second)[None]).flatten(0, 1)
+    right = (right1.index_select(0, first)[:, :, None] * right2.index_select(0, second)[:, None]).flatten(1)
     return left, products[order], right
 
 
@@ -242,7 +242,7 @@ def nearest_kroneckers(
     # On the CPU nothing is waited for: one split at a time. On a device the blocks are formed again after the
     # wait, because those of all splits would take much memory.
     groups = [[split] for split in splits] if values.device.type == "cpu" else [splits]
-    found: list[tuple[Tensor, Tensor]] = []
+    nearest: list[tuple[Tensor, Tensor]] = []
     for group in groups:
         blocks, products = values, list[Tensor]()
         for split in group:
@@ -260,8 +260,8 @@ def nearest_kroneckers(
                 triples = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
                 left = triples[0][:, 0]
             inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
-            found.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
-    return found
+            nearest.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
+    return nearest
 
 
 def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> Triples:

@@ -50,16 +50,16 @@ def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> T
         flat, left, right = flat.T, right.T, left.T
     length = lengths(weight, axis)
     absent = length < torch.finfo(length.dtype).tiny
-    one = length.masked_fill(absent, 1)
+    divisor = length.masked_fill(absent, 1)
     # An input has one row of `left` for each place of the kernel.
-    each = one.flatten().repeat_interleave(len(left) // one.numel())[:, None]
+    each = divisor.flatten().repeat_interleave(len(left) // divisor.numel())[:, None]
     unit = left / each
     cross = 2 * (flat @ right.T) / each + unit @ (right @ right.T)
-    share = (cross * unit).sum(1).view(one.numel(), -1).sum(1).view(one.shape)
+    share = (cross * unit).sum(1).view(divisor.numel(), -1).sum(1).view(divisor.shape)
     square = share + 1 - absent.to(share.dtype)
     none = square <= 0
     # The root of 0 has no gradient.
-    return (one * square.masked_fill(none, 1).sqrt()).masked_fill(none, 0)
+    return (divisor * square.masked_fill(none, 1).sqrt()).masked_fill(none, 0)
 
 
 def learned_extra(
@@ -112,9 +112,9 @@ class _Extra(torch.autograd.Function):
     """`learned_extra`, with derivatives of any order."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        magnitude, weight, up, down, ctx.scale, ctx.axis = given
-        length, factor = _parts(*given)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        magnitude, weight, up, down, ctx.scale, ctx.axis = inputs
+        length, factor = _parts(*inputs)
         ctx.save_for_backward(magnitude, weight, up, down, length, factor)
         return factor - 1
 
@@ -123,11 +123,11 @@ class _Extra(torch.autograd.Function):
         (magnitude, weight, up, down, length, factor), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             # Higher derivatives come from plain operations.
-            wanted = [one for one in (magnitude, up, down) if one.requires_grad]
+            wanted = [tensor for tensor in (magnitude, up, down) if tensor.requires_grad]
             extra = _plain_extra(magnitude, weight, up, down, ctx.scale, ctx.axis)
-            found = iter(torch.autograd.grad(extra, wanted, gradient, create_graph=True))
+            gradients_found = iter(torch.autograd.grad(extra, wanted, gradient, create_graph=True))
             first, second, third = (
-                next(found) if one.requires_grad else None for one in (magnitude, up, down)
+                next(gradients_found) if tensor.requires_grad else None for tensor in (magnitude, up, down)
             )
             return first, None, second, third, None, None
         to_magnitude = gradient / length

@@ -60,10 +60,10 @@ class _Hadamard(torch.autograd.Function):
     """`_hadamard`, with derivatives of any order."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        *factors, ctx.scale = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *factors, ctx.scale = inputs
         ctx.save_for_backward(*factors)
-        return _hadamard(*given)
+        return _hadamard(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

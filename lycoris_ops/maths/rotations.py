@@ -39,10 +39,10 @@ def series(skew: Tensor, factors: Sequence[float]) -> Tensor:
 
 def _sums(skew: Tensor, factors: Sequence[float]) -> list[Tensor]:
     """The partial sums of Horner's scheme, which begins with the last factor; the whole sum comes last."""
-    found = [skew if factors[-1] == 1 else skew * factors[-1]]
+    sums = [skew if factors[-1] == 1 else skew * factors[-1]]
     for factor in reversed(factors[:-1]):
-        found.append(torch.baddbmm(skew, skew, found[-1], beta=factor))
-    return found
+        sums.append(torch.baddbmm(skew, skew, sums[-1], beta=factor))
+    return sums
 
 
 class _Series(torch.autograd.Function):
@@ -50,18 +50,18 @@ class _Series(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, skew: Tensor, factors: Sequence[float]) -> Tensor:
-        *sums, whole = _sums(skew, factors)
+        *sums, last = _sums(skew, factors)
         ctx.factors = factors
         ctx.save_for_backward(skew, *sums)
-        return whole
+        return last
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (skew, *sums), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
             # Higher derivatives come from plain operations.
-            whole = _sums(skew, ctx.factors)[-1]
-            (further,) = torch.autograd.grad(whole, [skew], gradient, create_graph=True)
+            formed = _sums(skew, ctx.factors)[-1]
+            (further,) = torch.autograd.grad(formed, [skew], gradient, create_graph=True)
             return further, None
         back = skew.transpose(1, 2)
         total: Tensor | None = None
@@ -69,8 +69,8 @@ class _Series(torch.autograd.Function):
         for factor, inner in zip(ctx.factors, reversed(sums), strict=False):
             beside = gradient if total is None else total
             share = factor if total is None else 1.0
-            found = torch.baddbmm(beside, gradient, inner.transpose(1, 2), beta=share)
-            total = found if total is None else found.add_(gradient, alpha=factor)
+            term = torch.baddbmm(beside, gradient, inner.transpose(1, 2), beta=share)
+            total = term if total is None else term.add_(gradient, alpha=factor)
             gradient = torch.bmm(back, gradient)
         last = ctx.factors[-1]
         if total is None:
@@ -90,23 +90,23 @@ def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
     key = (size, dtype, device)
     if key in _KEPT:
         return _KEPT[key]
-    found = _new_places(*key)
+    signed = _new_places(*key)
     # Tensors made under a mode, such as fake ones, are valid only under it.
-    if all(type(one) is Tensor for one in found):
+    if all(type(tensor) is Tensor for tensor in signed):
         if len(_KEPT) >= MOST:
             _KEPT.clear()
-        _KEPT[key] = found
-    return found
+        _KEPT[key] = signed
+    return signed
 
 
 def _new_places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
     with torch.inference_mode(False):
         row, column = torch.triu_indices(size, size, 1)
-        places, signs = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size, dtype=dtype)
-        places[row, column] = places[column, row] = torch.arange(len(row))
+        indices, signs = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size, dtype=dtype)
+        indices[row, column] = indices[column, row] = torch.arange(len(row))
         signs[row, column], signs[column, row] = 1, -1
-        found = (places.flatten(), signs.flatten(), row * size + column)
-        return found[0].to(device), found[1].to(device), found[2].to(device)
+        signed = (indices.flatten(), signs.flatten(), row * size + column)
+        return signed[0].to(device), signed[1].to(device), signed[2].to(device)
 
 
 class _Skew(torch.autograd.Function):
@@ -115,8 +115,8 @@ class _Skew(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, triangles: Tensor, size: int) -> Tensor:
         ctx.size = size
-        places, signs, _ = _places(size, triangles.dtype, triangles.device)
-        return triangles.index_select(1, places).mul_(signs).view(-1, size, size)
+        indices, signs, _ = _places(size, triangles.dtype, triangles.device)
+        return triangles.index_select(1, indices).mul_(signs).view(-1, size, size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,8 +27,8 @@ def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
 
 def _scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
     # In a narrow dtype 1 + extra would have fewer digits than extra.
-    found = torch.addcmul(y, y, extra)
-    return found if bias is None else found.addcmul_(bias, extra, value=-1)
+    total = torch.addcmul(y, y, extra)
+    return total if bias is None else total.addcmul_(bias, extra, value=-1)
 
 
 class _Scaled(torch.autograd.Function):

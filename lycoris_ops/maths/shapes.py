@@ -62,7 +62,7 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
     sizes = [size for size in stored if size is not None]
     if len(sizes) < len(stored):
         met = flat_shape(weight) if len(stored) == 2 else weight[:2]
-        same = all(size in (None, found) for size, found in zip(stored, met, strict=False))
+        same = all(size in (None, wanted) for size, wanted in zip(stored, met, strict=False))
         return same and len(met) == min(len(stored), 2)
     if flat_shape(sizes) != flat_shape(weight):
         return False

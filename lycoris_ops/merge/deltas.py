@@ -62,14 +62,14 @@ class Deltas:
         FACTORED of the highest possible rank: then the matrix itself takes less work.
         """
         most = int(FACTORED * self.highest)
-        found: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for forms in self.forms:
             factors = joined(forms, most, self.device)
             if factors is None:
                 return None
             most -= len(factors[1])
-            found.append(factors)
-        return tuple(found)
+            pairs.append(factors)
+        return tuple(pairs)
 
     def inner(self) -> Deltas:
         """The changes as U^T D_i V, (R, R), where U (O, R) and V (K, R) are bases of all outputs and inputs.
@@ -126,7 +126,7 @@ class Deltas:
         totals: list[Tensor] = []
         for start in range(0, self.shape[0], ROWS):
             self.pause()
-            rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
+            rows = wide(torch.stack([matrix[start : start + ROWS].flatten() for matrix in matrices]))
             totals.append(rows @ rows.T)
         return torch.stack(totals).cpu().double().sum(0)
 

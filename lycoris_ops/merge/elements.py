@@ -44,10 +44,10 @@ def by_tiles(
     values: Sequence[Tensor], of: Callable[[list[Tensor]], Tensor], pause: Pause, out: Tensor | None = None
 ) -> Tensor:
     """Apply `of` to matrices of one shape, tile by tile, and write the result to `out` if given."""
-    made = torch.empty_like(values[0]) if out is None else out
+    result = torch.empty_like(values[0]) if out is None else out
     for rows in tiles(values[0], pause):
-        made[rows] = of([one[rows] for one in values])
-    return made
+        result[rows] = of([matrix[rows] for matrix in values])
+    return result
 
 
 def largest_kept(values: Tensor, density: float, pause: Pause) -> Tensor:
@@ -144,17 +144,17 @@ def agreed(values: Sequence[Tensor], strengths: Sequence[float], consensus: str)
     (merge_methods/generalized_task_arithmetic.py), ties_total and ties_frequency as the majority_sign_method
     of PEFT (utils/merge_utils.py).
     """
-    weighted = [strength * one for strength, one in zip(strengths, values, strict=True)]
+    weighted = [strength * value for strength, value in zip(strengths, values, strict=True)]
     if consensus == "sum":
         return added(weighted)
     votes = weighted
     if consensus == "ties_total":
         votes = values
     elif consensus == "ties_frequency":
-        votes = [one.sign() for one in values]
+        votes = [value.sign() for value in values]
     sign = torch.where(added(votes) < 0, -1.0, 1.0)
-    agree = [one.sign() == sign for one in votes]
-    total = added([one * its for one, its in zip(weighted, agree, strict=True)])
+    agree = [vote.sign() == sign for vote in votes]
+    total = added([value * its for value, its in zip(weighted, agree, strict=True)])
     if consensus == "ties_sum":
         return total
     if consensus == "ties_normalize":
@@ -165,6 +165,6 @@ def agreed(values: Sequence[Tensor], strengths: Sequence[float], consensus: str)
 
 def added(values: Sequence[Tensor]) -> Tensor:
     total = values[0].clone()
-    for one in values[1:]:
-        total += one
+    for value in values[1:]:
+        total += value
     return total

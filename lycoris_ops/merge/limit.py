@@ -21,5 +21,5 @@ def limited(merged: Sequence[Additive], deltas: Deltas, most: float) -> Sequence
     inner = deltas.inner()
     sizes = [leading(forms, inner) for forms in inner.forms]
     size = leading(merged, deltas)
-    largest = max(abs(strength) * one for strength, one in zip(deltas.strengths, sizes, strict=True))
+    largest = max(abs(strength) * size for strength, size in zip(deltas.strengths, sizes, strict=True))
     return merged if size <= most * largest else [form.times(most * largest / size) for form in merged]

@@ -211,18 +211,18 @@ class _Merging:
         bias = _bias(own.bias_additive() or ())
         return Delta(own.additive() or (), place.shape, bias=bias, own=own)
 
-    def _own(self, place: ChangedPlace) -> Layer | None:
+    def _own(self, weight: ChangedPlace) -> Layer | None:
         """The weight's only layer times a factor, if this is all that the method makes; else None."""
-        if self.method.alone is None or len(place.layers) > 1:
+        if self.method.alone is None or len(weight.layers) > 1:
             return None
-        entry, match = place.matches[0]
+        entry, match = weight.matches[0]
         factor = self.method.alone(match.strength, self.options)
         if self.norm_limit is not None:
             factor = math.copysign(min(abs(factor), self.norm_limit * abs(match.strength)), factor)
-        part = place.read(entry, match)
+        part = weight.read(entry, match)
         layer = part.layer
         # Its other changes, such as of a bias that the model lacks, are not merged.
-        whole = bool(layer.extent) + bool(layer.bias_extent) == len(place.matches)
+        whole = bool(layer.extent) + bool(layer.bias_extent) == len(weight.matches)
         sums = layer.additive() is not None and layer.bias_additive() is not None
         plain = sums and layer.set_bias is None
         if part.rows or part.window or not whole or not plain or factor == 0.0:
@@ -278,7 +278,7 @@ class _Merging:
         name = " + ".join(title_of(entry.adapter.name) for entry in self.entries)
         dialect = self.entries[0].adapter.dialect if self.base is None else None
         on = frozenset[str]().union(*(entry.adapter.on_parameters for entry in self.entries))
-        found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata, on_parameters=on)
+        adapter = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata, on_parameters=on)
         report = replace(
             report,
             left_out={**self.left_out, **report.left_out},
@@ -286,7 +286,7 @@ class _Merging:
             stays="",
             source_size=sum({entry.adapter.path: entry.adapter.size for entry in self.entries}.values()),
         )
-        return replace(found, report=report)
+        return replace(adapter, report=report)
 
     def _notes(self) -> Iterator[str]:
         yield f"merged by {self.method.name}: {self.method.source}"

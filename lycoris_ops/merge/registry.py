@@ -7,7 +7,7 @@ from ..errors import LycorisError
 from . import methods
 from .method import MergeMethod
 
-METHODS: dict[str, MergeMethod] = {found.METHOD.name: found.METHOD for found in discover(methods.__name__)}
+METHODS: dict[str, MergeMethod] = {module.METHOD.name: module.METHOD for module in discover(methods.__name__)}
 
 
 def merge_methods() -> dict[str, MergeMethod]:

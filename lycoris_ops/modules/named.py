@@ -41,9 +41,9 @@ def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     inner = next((name for kind, name in SHELLS.items() if kind in kinds), None)
     # Not `named_children`: it would leave out a module's second name.
     held: Mapping[str, nn.Module | None] = cast("Any", module)._modules
-    found = None if inner is None else held.get(inner)
-    if found is not None:
-        yield from _named(found, path)
+    inside = None if inner is None else held.get(inner)
+    if inside is not None:
+        yield from _named(inside, path)
         return
     yield path, module
     for name, child in held.items():

@@ -47,7 +47,7 @@ class ModuleClasses:
     def in_attention(self, path: str) -> bool:
         """Whether a module is a part of an attention, and does not compute its modulation."""
         starts = [*_holders(path), path]
-        attends = next((place for place, start in enumerate(starts) if self._attends(start)), None)
+        attends = next((index for index, start in enumerate(starts) if self._attends(start)), None)
         return attends is not None and not any(map(MODULATION.search, path.split(".")[attends:]))
 
     def block_of(self, path: str) -> str | None:
@@ -56,9 +56,9 @@ class ModuleClasses:
 
     def aside(self, path: str) -> str | None:
         """Why a layer in a block is not trained by default; None for one that is."""
-        found = next((why for pattern, why in ASIDE.items() if pattern.search(path)), None)
-        if found or any(map(MODULATION.search, path.split("."))):
-            return found or "modulation"
+        reason = next((why for expression, why in ASIDE.items() if expression.search(path)), None)
+        if reason or any(map(MODULATION.search, path.split("."))):
+            return reason or "modulation"
         block = self.block_of(path) or ""
         inside = [self.classes.get(start, "") for start in _holders(path) if start.startswith(block)]
         return "embedders" if any(map(EMBEDDER.search, inside)) else None
@@ -74,13 +74,13 @@ class ModuleClasses:
           block.
         """
         members = [path for path in self.classes if path and path.rpartition(".")[0] in self.lists]
-        parts = [path for path in members if path not in self.lists and path in self._children]
-        times = Counter((self._outermost_list(path), self.classes[path]) for path in parts)
+        members_with_parts = [path for path in members if path not in self.lists and path in self._children]
+        times = Counter((self._outermost_list(path), self.classes[path]) for path in members_with_parts)
         repeated = {kind for (_, kind), count in times.items() if count > 1}
         holding = {path for path in members if any(map(self._attends, self._children.get(path, ())))}
         attending = {path for path in holding if holding.isdisjoint(self._children[path])}
-        called = {path for path in parts if BLOCK.search(self.classes[path])}
-        return attending | called | {path for path in parts if self.classes[path] in repeated}
+        called = {path for path in members_with_parts if BLOCK.search(self.classes[path])}
+        return attending | called | {path for path in members_with_parts if self.classes[path] in repeated}
 
     def _outermost_list(self, path: str) -> str:
         """The outermost of the nested lists around a member of a list."""
@@ -91,11 +91,11 @@ class ModuleClasses:
     @cached_property
     def _children(self) -> dict[str, list[str]]:
         """All modules inside each module that has some."""
-        found: dict[str, list[str]] = {}
+        children: dict[str, list[str]] = {}
         for path in self.classes:
             for start in _holders(path):
-                found.setdefault(start, []).append(path)
-        return found
+                children.setdefault(start, []).append(path)
+        return children
 
     def _attends(self, path: str) -> bool:
         # The input projection of torch's attention is a weight, not a module with a class.
@@ -107,8 +107,8 @@ class ModuleClasses:
 
 def _holders(path: str) -> list[str]:
     """The paths of the modules that hold a module, from the outermost, without the model itself."""
-    parts = path.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
+    segments = path.split(".")
+    return [".".join(segments[:count]) for count in range(1, len(segments))]
 
 
 def _full(model: ModuleClasses, path: str, kind: str) -> bool:

@@ -32,21 +32,21 @@ def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site
     that several modules share counts once. Biases of modules that can be adapted do not count.
     """
     model = ModuleClasses(module)
-    whole = missing = in_blocks = 0
+    total = missing = in_blocks = 0
     reasons: Counter[str] = Counter()
     for path, size, why in _weights(module, model, all_sites(module) if sites is None else sites, chosen):
-        whole += size
+        total += size
         missing += size if why else 0
         if model.block_of(path) is not None:
             in_blocks += size
             reasons[why] += size
     del reasons[""]
-    of_model = f"{_share(missing, whole)} of the model"
+    of_model = f"{_share(missing, total)} of the model"
     if not in_blocks:
         return of_model
     large = [(why, size) for why, size in reasons.most_common() if size >= TOLD * in_blocks]
-    told = [f"{why} {_share(size, in_blocks)}" for why, size in large]
-    words = f" ({', '.join(told)})" if told else ""
+    shares = [f"{why} {_share(size, in_blocks)}" for why, size in large]
+    words = f" ({', '.join(shares)})" if shares else ""
     return f"{_share(reasons.total(), in_blocks)} of the weights in blocks{words}, {of_model}"
 
 
@@ -67,7 +67,7 @@ def _weights(
                     yield f"{path}.{name}", value.numel(), "what cannot be adapted"
 
 
-def _share(part: int, whole: int) -> str:
-    if 0 < part < TOLD * whole:
+def _share(some: int, total: int) -> str:
+    if 0 < some < TOLD * total:
         return "under 1%"
-    return f"{part / (whole or 1):.0%}"
+    return f"{some / (total or 1):.0%}"

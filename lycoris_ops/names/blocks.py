@@ -86,7 +86,7 @@ class Blocks:
         paths: dict[tuple[str | None, str | None], list[str]] = {}
         for target in targets.all:
             paths.setdefault((target.part, target.encoder), []).append(target.path)
-        self._parts = {part: _Part(of_part) for part, of_part in paths.items()}
+        self._parts = {component: _Part(of_part) for component, of_part in paths.items()}
         self._numbers: dict[str, list[int]] = {}
         for number in range(1, 5):
             encoder = targets.encoder_of(number)
@@ -99,9 +99,9 @@ class Blocks:
         key = (target.key, target.path)
         if key not in self._named:
             self._named[key] = self._name(target)
-        found = self._named[key]
-        end = QKV_END.search(layer.lower()) if target.rows is not None and "attn" in found.names else None
-        return found._replace(names=found.names | {f"attn.{end[1]}"}) if end else found
+        named = self._named[key]
+        end = QKV_END.search(layer.lower()) if target.rows is not None and "attn" in named.names else None
+        return named._replace(names=named.names | {f"attn.{end[1]}"}) if end else named
 
     @cached_property
     def layers(self) -> tuple[Named, ...]:
@@ -111,24 +111,24 @@ class Blocks:
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
         """The layers of each block, in the model's order, text encoders last. Each layer is in one block."""
-        found: dict[str, list[Named]] = {}
+        members: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
         for target, named in zip(self.targets.all, self.layers, strict=True):
             of_text = target.part == "te"
             group = named.block.partition(".")[0] if of_text else named.family or named.block
             together.setdefault(named.block, (of_text, group))
-            found.setdefault(named.block, []).append(named)
-        groups = {group: place for place, group in enumerate(dict.fromkeys(together.values()))}
+            members.setdefault(named.block, []).append(named)
+        groups = {group: number for number, group in enumerate(dict.fromkeys(together.values()))}
 
-        def place(block: str) -> tuple[bool, int, tuple[int, ...]]:
-            return together[block][0], groups[together[block]], found[block][0].numbers
+        def order(block: str) -> tuple[bool, int, tuple[int, ...]]:
+            return together[block][0], groups[together[block]], members[block][0].numbers
 
-        return {block: found[block] for block in sorted(found, key=place)}
+        return {block: members[block] for block in sorted(members, key=order)}
 
     @cached_property
     def places(self) -> Mapping[str, int]:
         """The position of each block in the model's order."""
-        return {block: place for place, block in enumerate(self.members)}
+        return {block: number for number, block in enumerate(self.members)}
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -141,10 +141,10 @@ class Blocks:
         return tuple(sorted(number for number in numbers if number is not None))
 
     def _name(self, target: Target) -> Named:
-        part = self._parts[target.part, target.encoder]
-        place = part.place(target.path)
-        family = part.short.get(place.family, "")
-        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
+        component = self._parts[target.part, target.encoder]
+        outermost = component.place(target.path)
+        family = component.short.get(outermost.family, "")
+        numbers = outermost.numbers[:1] if outermost.family in SHORT else outermost.numbers
         if family == "mid":
             numbers = ()
         names = {WHOLE[target.part]}
@@ -153,35 +153,39 @@ class Blocks:
             roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
             names.update(roots)
             # In names, the number of a main family's block comes right after the text encoder: `te1.3`.
-            within = [] if family and place.family == part.main else [family or part.alone(place.rest)]
+            within = (
+                []
+                if family and outermost.family == component.main
+                else [family or component.alone(outermost.rest)]
+            )
             starts = [".".join((root, *within)) for root in roots]
             block = ".".join((starts[0], *map(str, numbers)))
         elif family:
-            starts = [family, place.family]
+            starts = [family, outermost.family]
             block = ".".join((family, *map(str, numbers)))
         else:
             starts = []
-            block = self._alone(part, place)
+            block = self._alone(component, outermost)
         names.update(starts)
         for start in starts:
-            names.update(_counted(start, place.numbers))
+            names.update(_counted(start, outermost.numbers))
         if family:
-            names.update(_elements(place.rest))
+            names.update(_elements(outermost.rest))
         names.update(_kinds(target, self.targets.shape_of(target)))
-        if target.part != "te" and (signal := part.signals.get(target.path)):
+        if target.part != "te" and (signal := component.signals.get(target.path)):
             names.add(signal)
         full = host_name(target.path, target.part or "unet", target.encoder)
-        paths = (full, target.path) if part.is_clear(place) else (full,)
+        paths = (full, target.path) if component.is_clear(outermost) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
         return Named(block, frozenset(name.lower() for name in names), tuple(lower), family, numbers)
 
-    def _alone(self, part: _Part, place: _Place) -> str:
+    def _alone(self, component: _Part, outermost: _Place) -> str:
         """The block of a diffusion model's layer that is in no family."""
-        alone = part.alone(place.rest)
+        alone = component.alone(outermost.rest)
         if alone in self.targets.encoders:
             # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
-            return ".".join(place.rest)
-        return alone if part.is_clear(place) else host_name(alone, "unet")
+            return ".".join(outermost.rest)
+        return alone if component.is_clear(outermost) else host_name(alone, "unet")
 
 
 class _Part:
@@ -201,10 +205,10 @@ class _Part:
         numbers: dict[str, set[tuple[int, ...]]] = {}
         named: set[str] = set()
         for path in self.paths:
-            if found := _outermost(path):
-                numbers.setdefault(found.family, set()).add(found.numbers)
-                if found.rest:
-                    named.add(found.family)
+            if outermost := _outermost(path):
+                numbers.setdefault(outermost.family, set()).add(outermost.numbers)
+                if outermost.rest:
+                    named.add(outermost.family)
         return {family: len(numbers[family]) for family in numbers if family in named}
 
     @cached_property
@@ -238,14 +242,14 @@ class _Part:
         return frozenset(start for family in self.families for start in _starts(family.split(".")))
 
     def place(self, path: str) -> _Place:
-        found = _outermost(path)
-        if found and found.family in self.families:
-            return found
+        outermost = _outermost(path)
+        if outermost and outermost.family in self.families:
+            return outermost
         return _Place("", (), tuple(path.split(".")))
 
-    def is_clear(self, place: _Place) -> bool:
+    def is_clear(self, outermost: _Place) -> bool:
         """Whether a path cannot be mistaken for a block's short name, as a UNet's last layer `out.2` can."""
-        first = place.family.partition(".")[0] if place.family else place.rest[0]
+        first = outermost.family.partition(".")[0] if outermost.family else outermost.rest[0]
         return first not in self._foreign
 
     def alone(self, words: tuple[str, ...]) -> str:
@@ -273,11 +277,11 @@ def block_in_path(path: str) -> str | None:
     In kohya's names underscores replace the dots: `double_blocks_3`.
     """
     mark = "." if "." in path else "_"
-    found = _outermost(path.replace(mark, "."))
-    if found is None or not found.rest:
+    outermost = _outermost(path.replace(mark, "."))
+    if outermost is None or not outermost.rest:
         return None
-    numbers = 1 if found.family.replace(".", mark) in SHORT else len(found.numbers)
-    return mark.join(path.split(mark)[: found.family.count(".") + 1 + numbers])
+    numbers = 1 if outermost.family.replace(".", mark) in SHORT else len(outermost.numbers)
+    return mark.join(path.split(mark)[: outermost.family.count(".") + 1 + numbers])
 
 
 def kind_in_path(path: str) -> str | None:
@@ -314,13 +318,13 @@ def _counted(root: str, numbers: tuple[int, ...]) -> Iterator[str]:
 def _elements(rest: tuple[str, ...]) -> Iterator[str]:
     """The names of a layer's role in its block: `attn`, `attn.q`, `mlp`, and the model's own words for
     these."""
-    for place, word in enumerate(rest):
+    for index, word in enumerate(rest):
         if BESIDE.search(word):
             continue
         if ATTENTION.search(word):
             for name in ("attn", word):
                 yield name
-                yield from (f"{name}.{end}" for end in _projections(rest[place + 1 :]))
+                yield from (f"{name}.{end}" for end in _projections(rest[index + 1 :]))
             return
         if FEED_FORWARD.fullmatch(word):
             yield from ("mlp", word)
@@ -328,12 +332,12 @@ def _elements(rest: tuple[str, ...]) -> Iterator[str]:
 
 
 def _projections(rest: tuple[str, ...]) -> Iterator[str]:
-    if any(BESIDE.search(part) for part in rest):
+    if any(BESIDE.search(segment) for segment in rest):
         return
-    words = [word for part in rest for word in part.lower().split("_")]
-    found = [match[1] for word in words if (match := PROJECTION.fullmatch(word))]
-    if found:
-        yield MEANT.get(found[0], found[0])
+    words = [word for segment in rest for word in segment.lower().split("_")]
+    projections = [match[1] for word in words if (match := PROJECTION.fullmatch(word))]
+    if projections:
+        yield MEANT.get(projections[0], projections[0])
     elif words == ["proj"]:
         yield "out"
 

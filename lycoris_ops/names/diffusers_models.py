@@ -26,15 +26,19 @@ def diffusers_part(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
     keys = [key for key in shapes if not key.startswith(ENCODERS)]
     if not keys:
         return None
-    part = next((one for one in (UNET, TRANSFORMER) if all(key.startswith(f"{one}.") for key in keys)), None)
-    front = f"{part}." if part else ""
+    component = next(
+        (prefix for prefix in (UNET, TRANSFORMER) if all(key.startswith(f"{prefix}.") for key in keys)), None
+    )
+    front = f"{component}." if component else ""
     paths = {key[len(front) :]: shapes[key] for key in keys}
     if all(any(path.startswith(side) for path in paths) for side in SIDES):
-        found = UNET
+        kind = UNET
     elif any(map(QUERY.match, paths)):
-        found = TRANSFORMER
+        kind = TRANSFORMER
     else:
         return None
-    if part not in (None, found) or recognise({path.removesuffix(".weight"): s for path, s in paths.items()}):
+    if component not in (None, kind) or recognise(
+        {path.removesuffix(".weight"): s for path, s in paths.items()}
+    ):
         return None
-    return found, front
+    return kind, front

@@ -27,21 +27,21 @@ def families_of_layers(layers: Iterable[tuple[str, Shape]]) -> Families:
     known = {path.replace(".", "_"): shape for path, shape in layers if len(path) < _MOST}
     likeness = {family.name: family.likeness(known) for family in _FAMILIES}
     best = max(likeness.values())
-    return tuple(name for name, found in likeness.items() if found == best) if best else ()
+    return tuple(name for name, count in likeness.items() if count == best) if best else ()
 
 
 def families_said(metadata: Mapping[str, str]) -> Families:
     """The family that an adapter's metadata names; () where it names none that is known."""
     for key in METADATA:
         said = metadata.get(key, "").lower()[:_MOST]
-        found = [
+        families = [
             (match[0], family.name)
             for family in _FAMILIES
             if family.said and (match := re.search(family.said, said))
         ]
-        if found:
+        if families:
             # `flux-2` says more than `flux`.
-            return (max(found, key=lambda one: len(one[0]))[1],)
+            return (max(families, key=lambda match: len(match[0]))[1],)
     return ()
 
 

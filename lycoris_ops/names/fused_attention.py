@@ -54,21 +54,21 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
     Paths that the model has itself are left out, and so are names with two meanings.
     """
-    found: dict[str, set[Places]] = {}
+    names: dict[str, set[Places]] = {}
     for parent, children in _families(shapes).items():
-        for parts, fusions in FUSIONS:
-            if children.issuperset(parts):
-                _join(shapes, parent, parts, fusions, found)
-            elif children.isdisjoint(parts):
-                _split(shapes, parent, parts, [name for name in fusions if name in children], found)
+        for projections, fusions in FUSIONS:
+            if children.issuperset(projections):
+                _join(shapes, parent, projections, fusions, names)
+            elif children.isdisjoint(projections):
+                _split(shapes, parent, projections, [name for name in fusions if name in children], names)
         if ("to_out" in children) != (IN_LIST in children):
             # Both names mean one layer. diffusers has it in a list with a dropout; some tools leave out the
             # index.
             written, other = ("to_out", IN_LIST) if "to_out" in children else (IN_LIST, "to_out")
-            found.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
+            names.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
     return {
         name: next(iter(meanings))
-        for name, meanings in found.items()
+        for name, meanings in names.items()
         if len(meanings) == 1 and name not in shapes
     }
 
@@ -89,43 +89,43 @@ def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
 def _join(
     shapes: Mapping[str, Shape],
     parent: str,
-    parts: tuple[str, ...],
+    projections: tuple[str, ...],
     fusions: tuple[str, ...],
-    found: dict[str, set[Places]],
+    names: dict[str, set[Places]],
 ) -> None:
     """Enter the fused names of layers that the model has separately."""
-    places = tuple(Place(f"{parent}{part}") for part in parts)
+    targets = tuple(Place(f"{parent}{projection}") for projection in projections)
     # In cross-attention keys and values can have other inputs than queries. Such layers cannot be fused.
-    columns = {shapes[place.path][1:] for place in places}
+    columns = {shapes[target.path][1:] for target in targets}
     if len(columns) > 1 or () in columns:
         return
     for fused in fusions:
-        found.setdefault(f"{parent}{fused}", set()).add(places)
+        names.setdefault(f"{parent}{fused}", set()).add(targets)
 
 
 def _split(
     shapes: Mapping[str, Shape],
     parent: str,
-    parts: tuple[str, ...],
+    projections: tuple[str, ...],
     fused: list[str],
-    found: dict[str, set[Places]],
+    names: dict[str, set[Places]],
 ) -> None:
     """Enter the names of the parts of the one fused layer below a parent."""
     # With two fused layers it is ambiguous which one a part belongs to.
     if len(fused) != 1:
         return
     path = f"{parent}{fused[0]}"
-    ends = _ends(shapes, parent, path, len(parts))
-    for part, first, end in zip(parts, (0, *ends), ends, strict=False):
-        found.setdefault(f"{parent}{part}", set()).add((Place(path, (first, end)),))
+    ends = _ends(shapes, parent, path, len(projections))
+    for projection, first, end in zip(projections, (0, *ends), ends, strict=False):
+        names.setdefault(f"{parent}{projection}", set()).add((Place(path, (first, end)),))
 
 
-def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tuple[int, ...]:
+def _ends(shapes: Mapping[str, Shape], parent: str, path: str, count: int) -> tuple[int, ...]:
     """The end of each part's rows in a fused layer; () where the shapes do not show it."""
     shape = shapes[path]
     if len(shape) < 2:
         return ()
-    if parts == 2:
+    if count == 2:
         return (shape[0] // 2, shape[0]) if shape[0] % 2 == 0 else ()
     outputs = [shapes[f"{parent}{name}"] for name in OUTPUTS if f"{parent}{name}" in shapes]
     # With two candidates it is ambiguous which one follows the attention.

@@ -40,4 +40,4 @@ def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
     if rest != FUSED or not shape:
         return []
     width = shape[0] // 3
-    return [(f"{layer}.{part}", (n * width, (n + 1) * width)) for n, part in enumerate(PARTS)]
+    return [(f"{layer}.{projection}", (n * width, (n + 1) * width)) for n, projection in enumerate(PARTS)]

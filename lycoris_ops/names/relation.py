@@ -136,15 +136,19 @@ class Relation:
     def _usual(self) -> _Index:
         """Usual names of fused and split layers. Built on the first look-up of a name that no tool has."""
         index: _Index = {}
-        for part, layers in self.targets.layers.items():
-            self._enter_all(index, part, layers.usual())
+        for component, layers in self.targets.layers.items():
+            self._enter_all(index, component, layers.usual())
         return index
 
-    def _enter_all(self, index: _Index, part: str, names: Names) -> None:
-        members = self.targets.by_part[part]
-        for name, places in names.items():
-            for targets in islice(product(*(members[place.path] for place in places)), RIVALS):
-                taken = (target.taking(place.rows) for target, place in zip(targets, places, strict=True))
+    def _enter_all(self, index: _Index, component: str, names: Names) -> None:
+        members = self.targets.by_part[component]
+        for name, targets_named in names.items():
+            for targets in islice(
+                product(*(members[target_named.path] for target_named in targets_named)), RIVALS
+            ):
+                taken = (
+                    target.taking(named.rows) for target, named in zip(targets, targets_named, strict=True)
+                )
                 _enter(index, name, tuple(taken))
 
     def find(self, layer: str) -> Candidates:
@@ -153,9 +157,9 @@ class Relation:
 
     def meanings(self, name: LayerName) -> Candidates:
         """What a layer's name means: one candidate, none, or several rivals."""
-        found = self._indexed(name)
+        candidates = self._indexed(name)
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
-        return found if found or not name.prefix.text else self._indexed(LayerName.bare(name.text))
+        return candidates if candidates or not name.prefix.text else self._indexed(LayerName.bare(name.text))
 
     def _indexed(self, name: LayerName) -> Candidates:
         path = _normal(name.path)
@@ -165,13 +169,13 @@ class Relation:
             candidates = index.get(path)
             if candidates is None:
                 continue
-            found = [
+            matching = [
                 targets for targets in candidates if name.part is None or targets[0].part in (name.part, None)
             ]
             if name.encoder is not None:
-                found = self._first(name.encoder, found)
-            if found:
-                return tuple(found)
+                matching = self._first(name.encoder, matching)
+            if matching:
+                return tuple(matching)
         return ()
 
     def _first(self, number: int, candidates: list[Meaning]) -> list[Meaning]:
@@ -185,15 +189,15 @@ class Relation:
 
         A name that the model does not have is looked up without the front.
         """
-        found = {name: self.meanings(name) for name in names}
-        front, behind = self._front(found)
+        candidates = {name: self.meanings(name) for name in names}
+        front, behind = self._front(candidates)
         meant = {
-            name.text: places or (behind[name.text] if name.text in behind else self._behind(front, name))
-            for name, places in found.items()
+            name.text: candidates or (behind[name.text] if name.text in behind else self._behind(front, name))
+            for name, candidates in candidates.items()
         }
         return meant, front
 
-    def _front(self, found: Mapping[LayerName, Candidates]) -> tuple[str, Mapping[str, Candidates]]:
+    def _front(self, candidates: Mapping[LayerName, Candidates]) -> tuple[str, Mapping[str, Candidates]]:
         """The front of the names of a file's layers, which is no part of them, and their meanings without it.
 
         found: what each whole name means, see `meanings`. Without a front, ("", {}).
@@ -207,16 +211,20 @@ class Relation:
         Layers of a part of the model that is not here do not count.
         """
         here = [
-            name for name in found if found[name] or (len(name.text) <= LONG and self.targets.has_part(name))
+            name
+            for name in candidates
+            if candidates[name] or (len(name.text) <= LONG and self.targets.has_part(name))
         ]
-        missing = [name for name in here if not found[name]]
+        missing = [name for name in here if not candidates[name]]
         if 2 * len(missing) <= len(here):
             return "", {}
         best, meanings = "", dict[str, Candidates]()
         for front in shared_fronts([name.text for name in here]):
             behind = self._all_behind(front, missing, len(here) // 2)
-            both = ((places, meanings[layer]) for layer, places in behind.items() if layer in meanings)
-            if any(len(one) == len(other) == 1 and one != other for one, other in both):
+            both = (
+                (candidates, meanings[layer]) for layer, candidates in behind.items() if layer in meanings
+            )
+            if any(len(first) == len(other) == 1 and first != other for first, other in both):
                 return "", {}
             if behind and not best:
                 best, meanings = front, behind
@@ -224,24 +232,24 @@ class Relation:
 
     def _all_behind(self, front: str, names: Sequence[LayerName], more_than: int) -> dict[str, Candidates]:
         """The meanings of layers' names without a front; {} unless more than `more_than` have exactly one."""
-        found: dict[str, Candidates] = {}
+        meanings: dict[str, Candidates] = {}
         count = 0
         for left, name in zip(range(len(names), 0, -1), names, strict=True):
             # Too few names are left to find enough. Without this, a file that matches nothing would cost a
             # search for each layer and front.
             if count + left <= more_than:
                 return {}
-            found[name.text] = self._behind(front, name)
-            count += len(found[name.text]) == 1
-        return found if count > more_than else {}
+            meanings[name.text] = self._behind(front, name)
+            count += len(meanings[name.text]) == 1
+        return meanings if count > more_than else {}
 
     def _behind(self, front: str, name: LayerName) -> Candidates:
         """What a layer's name means without a front, see `meanings`; () if it does not begin with that."""
         if not front or not name.text.startswith(front):
             return ()
-        part: Component | None = "te" if is_of_encoder(front) else name.part
+        component: Component | None = "te" if is_of_encoder(front) else name.part
         candidates = self.find(name.text[len(front) :])
-        return tuple(targets for targets in candidates if part in (None, targets[0].part))
+        return tuple(targets for targets in candidates if component in (None, targets[0].part))
 
     def nearest(self, name: LayerName) -> str | None:
         """The layer here whose name is most similar to one that was not found; None where none is similar."""
@@ -282,9 +290,9 @@ class Relation:
         """
         lokr = lokr and write_of(dialect).lokr is not None and not self.targets.in_diffusers
         if (dialect, lokr) not in self._written:
-            made = Written(self.targets, dialect, lokr=lokr)
-            plain = lokr and not made.in_part(UNET)
-            self._written[dialect, lokr] = self.written(dialect) if plain else made
+            names = Written(self.targets, dialect, lokr=lokr)
+            plain = lokr and not names.in_part(UNET)
+            self._written[dialect, lokr] = self.written(dialect) if plain else names
         return self._written[dialect, lokr]
 
 
@@ -320,20 +328,22 @@ class Written:
         # For each weight, the names that mean rows of it. An entry is such a name, a row of the layer of that
         # name, and the rows of the weight that begin at this row.
         self._known_by: dict[str, list[tuple[Spelled, int, Rows]]] = {}
-        write, parts = write_of(dialect), Parts(targets.layers, targets.in_diffusers)
+        write, components = write_of(dialect), Parts(targets.layers, targets.in_diffusers)
         # A model in diffusers' own layout already has the paths that diffusers and PEFT write.
         layout = Layers.own if targets.in_diffusers else (write.lokr if lokr else None) or write.layout
-        for part, layers in targets.layers.items():
-            prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
-            members = targets.by_part[part]
+        for component, layers in targets.layers.items():
+            prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(component, components)
+            members = targets.by_part[component]
             # The host's text encoders have the paths of transformers, which all tools write.
-            for path, found in (layout if part == UNET else Layers.own)(layers).items():
-                places = tuple(members[place.path][0].taking(place.rows) for place in found)
-                spans = targets.spans(places)
+            for path, targets_of_name in (layout if component == UNET else Layers.own)(layers).items():
+                targets_meant = tuple(
+                    members[target.path][0].taking(target.rows) for target in targets_of_name
+                )
+                spans = targets.spans(targets_meant)
                 total = sum(end - start for _, (start, end) in spans)
-                shape = (total, *layers.shapes[found[0].path][1:])
+                shape = (total, *layers.shapes[targets_of_name[0].path][1:])
                 said = path.replace(".", "_") if write.flat else path
-                name = Spelled(part, prefix, said, places, spans, shape)
+                name = Spelled(component, prefix, said, targets_meant, spans, shape)
                 self._all.append(name)
                 at = 0
                 for key, rows in spans:
@@ -345,19 +355,19 @@ class Written:
         """The rows for just which there is a name."""
         return frozenset(name.spans for name in self._all)
 
-    def in_part(self, part: str) -> list[Spelled]:
+    def in_part(self, component: str) -> list[Spelled]:
         """The names in a part of the model."""
-        return [name for name in self._all if name.part == part]
+        return [name for name in self._all if name.part == component]
 
     def meeting(self, span: Span) -> list[tuple[Spelled, int, Rows]]:
         """The names that mean some of these rows: each with the first of its layer's rows, and the rows."""
         key, (first, last) = span
-        found: list[tuple[Spelled, int, Rows]] = []
+        met: list[tuple[Spelled, int, Rows]] = []
         for name, offset, (begin, end) in self._known_by.get(key, ()):
             start, stop = max(first, begin), min(last, end)
             if start < stop:
-                found.append((name, offset + start - begin, (start, stop)))
-        return found
+                met.append((name, offset + start - begin, (start, stop)))
+        return met
 
 
 def _enter(index: _Index, name: str, targets: Meaning) -> None:

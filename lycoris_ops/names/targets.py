@@ -82,9 +82,9 @@ FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order of encoders for a file that does not number them. All others come after these."""
 
 
-def host_name(path: str, part: Component | None, encoder: str | None = None) -> str:
+def host_name(path: str, component: Component | None, encoder: str | None = None) -> str:
     """The host's name of a layer, by its path in a part of the model; the path alone if no part is known."""
-    if part == "unet":
+    if component == "unet":
         return f"diffusion_model.{path}"
     return f"{encoder}.{HOST_ENCODER}{path}" if encoder else path
 
@@ -160,17 +160,17 @@ class Targets:
 
         A path has several targets where a file holds weights twice, with and without a wrapper.
         """
-        found: dict[str, dict[str, list[Target]]] = {}
+        targets: dict[str, dict[str, list[Target]]] = {}
         for target in self.all:
-            found.setdefault(target.within, {}).setdefault(target.path, []).append(target)
-        return found
+            targets.setdefault(target.within, {}).setdefault(target.path, []).append(target)
+        return targets
 
     @cached_property
     def layers(self) -> Mapping[str, Layers]:
         """The layers of each of these parts with all their names."""
         return {
-            part: Layers({path: self.shape_of(targets[0]) for path, targets in members.items()})
-            for part, members in self.by_part.items()
+            component: Layers({path: self.shape_of(targets[0]) for path, targets in members.items()})
+            for component, members in self.by_part.items()
         }
 
     @cached_property
@@ -217,24 +217,24 @@ class Targets:
     @cached_property
     def _numbered(self) -> Mapping[int, str]:
         """For each number that means a text encoder, the encoder of the lowest rank."""
-        found: dict[int, str] = {}
+        encoders: dict[int, str] = {}
         for number in (0, *ENCODERS):
             ranks = {encoder: self.rank(number, encoder) for encoder in self.encoders}
             known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
             if known:
-                found[number] = min(known, key=known.__getitem__)
-        return found
+                encoders[number] = min(known, key=known.__getitem__)
+        return encoders
 
-    def spans(self, places: Iterable[Target]) -> tuple[Span, ...]:
+    def spans(self, targets: Iterable[Target]) -> tuple[Span, ...]:
         """The rows of weights that targets are. A weight of unknown shape counts as one row."""
-        shapes = ((place, self.shapes[place.key]) for place in places)
-        return tuple((place.key, place.rows or (0, shape[0] if shape else 1)) for place, shape in shapes)
+        shapes = ((target, self.shapes[target.key]) for target in targets)
+        return tuple((target.key, target.rows or (0, shape[0] if shape else 1)) for target, shape in shapes)
 
-    def windows(self, places: Sequence[Target]) -> list[Rows | None]:
+    def windows(self, targets: Sequence[Target]) -> list[Rows | None]:
         """The rows of a layer for each of its places, from the first row on; None for a single place."""
-        if len(places) == 1:
+        if len(targets) == 1:
             return [None]
-        ends = list(accumulate(end - first for _, (first, end) in self.spans(places)))
+        ends = list(accumulate(end - first for _, (first, end) in self.spans(targets)))
         return list(pairwise((0, *ends)))
 
     def shape_of(self, *targets: Target) -> Shape:
@@ -250,15 +250,15 @@ class Targets:
         return stacked(biases)
 
 
-def weight_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
+def weight_rows(targets: Sequence[Target]) -> list[tuple[str, Rows | None]]:
     """The keys of the weights of targets, each with the rows taken, see `files.weights.read_rows`."""
-    return [(place.key, place.rows) for place in places]
+    return [(target.key, target.rows) for target in targets]
 
 
-def bias_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
+def bias_rows(targets: Sequence[Target]) -> list[tuple[str, Rows | None]]:
     """The keys of the biases of targets, each with the rows taken; empty unless all have one."""
-    found = [(place.bias, place.rows) for place in places if place.bias]
-    return found if len(found) == len(places) else []
+    biases = [(target.bias, target.rows) for target in targets if target.bias]
+    return biases if len(biases) == len(targets) else []
 
 
 def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
@@ -281,9 +281,9 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)
     marks = [key for key in shapes if BARE_ENCODER.match(key)]
-    if found := diffusers_part(shapes):
-        part, front = found
-        return _Bare(front, "unet" if front else None, in_diffusers=part)
+    if part_and_front := diffusers_part(shapes):
+        component, front = part_and_front
+        return _Bare(front, "unet" if front else None, in_diffusers=component)
     if not marks:
         return _Bare(_wrapper(shapes))
     if any(key.startswith("encoder.block.") for key in marks):
@@ -324,11 +324,11 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
 
 def _open_clips(shapes: Mapping[str, Shape]) -> dict[str, str]:
     """The text encoders in OpenCLIP's layout: from the prefix of their keys to the host's name."""
-    found = dict(OPEN_CLIP_WRAPPERS)
-    for wrapper, encoder in found.items():
+    encoders = dict(OPEN_CLIP_WRAPPERS)
+    for wrapper, encoder in encoders.items():
         shape = shapes.get(f"{wrapper}{open_clip.WIDE}", ())
-        found[wrapper] = CLIP_WIDTHS.get(shape[-1], encoder) if shape else encoder
-    return found
+        encoders[wrapper] = CLIP_WIDTHS.get(shape[-1], encoder) if shape else encoder
+    return encoders
 
 
 def _targets(
@@ -341,9 +341,9 @@ def _targets(
     """
     if key.startswith(_OPEN_CLIP):
         wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
-        places = open_clip.places(key.removeprefix(wrapper), shape)
+        ranges = open_clip.places(key.removeprefix(wrapper), shape)
         bias, encoder = _bias_of(key, shapes), clips[wrapper]
-        return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
+        return [Target(key, path, "te", encoder, rows, bias) for path, rows in ranges]
     if key.endswith(BIAS):
         return []
     bias = _bias_of(key, shapes)

@@ -111,14 +111,14 @@ def plan_names(
     through: dict[str, Meaning] = {}
     # diffusers reads LoKr under names that depend on the whole file, so even its own names may change.
     kept = {name for name in layers if name not in lokr and _is_kept(placed.named[name], dialect)}
-    found = placed.places(file, [name for name in layers if name not in kept])
+    places_of = placed.places(file, [name for name in layers if name not in kept])
     for name, layer in layers.items():
         said = placed.named[name]
         if name in kept:
             planned.append(_as_one(said, name, placed))
-        elif (places := found[name]) and relation is not None:
-            _check_fit(file, name, layer, places, relation.targets)
-            through[name] = places
+        elif (targets := places_of[name]) and relation is not None:
+            _check_fit(file, name, layer, targets, relation.targets)
+            through[name] = targets
         else:
             renamed = write_of(dialect).renamed(said.dialect, said.prefix, said.path)
             if renamed is None:
@@ -126,14 +126,14 @@ def plan_names(
             planned.append(_as_one(LayerName.of(renamed), name, placed))
     if relation is not None and through:
         names, fused = relation.written(dialect), relation.written(dialect, lokr=bool(lokr))
-        of_lokr = {name: places for name, places in through.items() if name in lokr}
-        others = {name: places for name, places in through.items() if name not in lokr}
+        of_lokr = {name: targets for name, targets in through.items() if name in lokr}
+        others = {name: targets for name, targets in through.items() if name not in lokr}
         planned += _Regrouping(relation, names, file).of(others)
         # One layout for all LoKr layers, because diffusers fuses all projections of a model or none.
-        spans = [relation.targets.spans(places) for places in of_lokr.values()]
-        best = max((names, fused), key=lambda names: sum(one in names.exactly for one in spans))
+        spans = [relation.targets.spans(targets) for targets in of_lokr.values()]
+        best = max((names, fused), key=lambda names: sum(name in names.exactly for name in spans))
         found_lokr = _Regrouping(relation, best, file).of(of_lokr)
-        planned += [replace(one, takes_lokr=one.part == UNET) for one in found_lokr]
+        planned += [replace(each, takes_lokr=each.part == UNET) for each in found_lokr]
     _check_distinct(planned, file, dialect)
     return planned
 
@@ -238,9 +238,9 @@ class _Regrouping:
         """
         pieces: dict[Spelled, list[Piece]] = {}
         totals: dict[str, int] = {}
-        for layer, places in layers.items():
+        for layer, targets in layers.items():
             first = 0
-            for place, span in zip(places, self.relation.targets.spans(places), strict=True):
+            for target, span in zip(targets, self.relation.targets.spans(targets), strict=True):
                 begin, end = span[1]
                 named = 0
                 for written, at, (start, stop) in self.names.meeting(span):
@@ -248,23 +248,23 @@ class _Regrouping:
                     pieces.setdefault(written, []).append(Piece(layer, rows, at))
                     named += stop - start
                 if named < end - begin:
-                    raise self._no_name(layer, place.path, span[1])
+                    raise self._no_name(layer, target.path, span[1])
                 first += end - begin
             totals[layer] = first
-        return [self._planned(written, found, totals) for written, found in pieces.items()]
+        return [self._planned(written, own, totals) for written, own in pieces.items()]
 
-    def _planned(self, written: Spelled, found: list[Piece], totals: Mapping[str, int]) -> LayerToWrite:
+    def _planned(self, written: Spelled, pieces: list[Piece], totals: Mapping[str, int]) -> LayerToWrite:
         """The layer to write under a name, from the pieces found for it.
 
         totals: the number of rows of each of the adapter's layers.
         """
-        ordered = sorted(found, key=lambda piece: piece.at)
+        ordered = sorted(pieces, key=lambda piece: piece.at)
         total, name = written.shape[0], self._found_again(written, ordered[0].layer)
         joined = _joined(ordered)
         # All rows of one layer, in its own order: it is written unchanged, whatever its kind.
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
             return LayerToWrite(name, (Piece(joined[0].layer),), written.part)
-        unknown = [place.path for place in written.places if not self.relation.targets.shape_of(place)]
+        unknown = [target.path for target in written.places if not self.relation.targets.shape_of(target)]
         for before, after in pairwise(joined):
             if before.at + before.size > after.at:
                 raise MatchError(
@@ -287,7 +287,7 @@ class _Regrouping:
     def _found_again(self, written: Spelled, layer: str) -> LayerName:
         """The written name. Raises MatchError unless a reader finds the same rows of the model under it."""
         name = LayerName.of(written.name)
-        candidates = [self.relation.targets.spans(places) for places in self.relation.meanings(name)]
+        candidates = [self.relation.targets.spans(targets) for targets in self.relation.meanings(name)]
         # If the dialect does not name the part of the model, layers of other parts may share the name.
         if written.spans not in candidates or (len(candidates) > 1 and _says_parts(self.names.dialect)):
             raise MatchError(

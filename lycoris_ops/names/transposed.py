@@ -15,10 +15,10 @@ WIDE = ("c_attn", "c_fc")
 
 def stored_transposed(shapes: Mapping[str, Shape]) -> frozenset[str]:
     """The keys of the weights of a model that are stored as (I, O), by their names and shapes."""
-    found = {
+    weights = {
         key: (named[1], shape)
         for key, shape in shapes.items()
         if len(shape) == 2 and (named := LINEAR.search(key))
     }
-    wide = {shape[1] > shape[0] for name, shape in found.values() if name in WIDE}
-    return frozenset(found) if wide == {True} else frozenset()
+    wide = {shape[1] > shape[0] for name, shape in weights.values() if name in WIDE}
+    return frozenset(weights) if wide == {True} else frozenset()

@@ -39,9 +39,9 @@ class Bound:
     @classmethod
     def all_of(cls, forms: Sequence[tuple[Additive, int, Part]]) -> tuple[Bound, ...]:
         """The bounds of (form, slot, part) triples, with one synchronisation of the device."""
-        found = zip(reaches([form for form, _, _ in forms]), forms, strict=True)
+        reached = zip(reaches([form for form, _, _ in forms]), forms, strict=True)
         return tuple(
-            cls(slot, reach.most, reach.within, part.file, part.key) for reach, (_, slot, part) in found
+            cls(slot, reach.most, reach.within, part.file, part.key) for reach, (_, slot, part) in reached
         )
 
     def shares(self, dtype: torch.dtype, strengths: Sequence[float]) -> tuple[float, float]:

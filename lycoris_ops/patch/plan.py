@@ -83,7 +83,7 @@ class PatchPlan:
     ) -> list[PatchPlan]:
         """`build` for each (shape, device, layers), with one wait for each device in all."""
         drafts = [cls._draft(tuple(shape), torch.device(device), layers) for shape, device, layers in weights]
-        bounds = iter(Bound.all_of([one for _, bounded in drafts for one in bounded]))
+        bounds = iter(Bound.all_of([bound for _, bounded in drafts for bound in bounded]))
         return [replace(plan, bounds=tuple(islice(bounds, len(bounded)))) for plan, bounded in drafts]
 
     @classmethod
@@ -256,11 +256,11 @@ class PatchPlan:
         The weight is enlarged further where the plan enlarges it. Raises LayerError as `apply_` does, and
         where the weight is smaller than the plan's shape.
         """
-        found = tuple(weight.shape)
-        if found == self.shape or not _holds(found, self.shape):
+        present = tuple(weight.shape)
+        if present == self.shape or not _holds(present, self.shape):
             return self.apply_(weight, tensors, strengths)
-        if not _holds(found, self.final):
-            weight = padded(weight, [max(pair) for pair in zip(found, self.final, strict=True)])
+        if not _holds(present, self.final):
+            weight = padded(weight, [max(pair) for pair in zip(present, self.final, strict=True)])
         self.apply_(weight[tuple(slice(size) for size in self.final)], tensors, strengths)
         return weight
 
@@ -289,7 +289,7 @@ def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -
 
 def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Whether `shape` is at least as large as `other` in every dimension."""
-    return len(shape) == len(other) and all(one >= two for one, two in zip(shape, other, strict=True))
+    return len(shape) == len(other) and all(size >= least for size, least in zip(shape, other, strict=True))
 
 
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:

@@ -102,8 +102,8 @@ def briefly(error: Exception) -> str:
 
 
 def _discover() -> tuple[PatchPath, ...]:
-    found = [module.PATH for module in discover(paths.__name__) if hasattr(module, "PATH")]
-    return tuple(sorted(found, key=lambda path: path.priority))
+    paths_found = [module.PATH for module in discover(paths.__name__) if hasattr(module, "PATH")]
+    return tuple(sorted(paths_found, key=lambda path: path.priority))
 
 
 _FAILED: dict[str, str] = {}

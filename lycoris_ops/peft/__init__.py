@@ -68,7 +68,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
     # file has biases of other modules.
     replaced = [member for member in members if member.kind is LnTuningConfig]
     biases = [member for member in replaced if member.wanted.set_bias]
-    whole = [member for member in replaced if not member.wanted.set_bias]
+    saved = [member for member in replaced if not member.wanted.set_bias]
     rows = [member for member in members if member.kind is TrainableTokensConfig]
     others = [member for member in members if member not in replaced and member not in rows]
     if others and (replaced or rows):
@@ -77,10 +77,10 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             config = config.with_biases(biases)
         config = replace(
             config,
-            modules_to_save=_saved([member.path for member in whole], module),
+            modules_to_save=_saved([member.path for member in saved], module),
             trainable_token_indices={member.path: member.wanted.rows for member in rows},
         )
-        for own, named in ((whole, config.saves), (rows, config.rows_at)):
+        for own, named in ((saved, config.saves), (rows, config.rows_at)):
             paths = {member.path for member in own}
             beside = next((path for path in sorted(module.paths) if path not in paths and named(path)), None)
             if beside is not None:
@@ -101,13 +101,13 @@ def _saved(paths: Sequence[str], module: Module) -> list[str]:
     PEFT's classes for tasks add their heads by `HEADS`, and wrap each of these as one module. A layer inside
     is then named by the head, unless the file lacks another layer of the head.
     """
-    found: set[str] = set()
+    heads_to_save: set[str] = set()
     for path in paths:
         words = path.split(".")
         heads = [".".join(words[: at + 1]) for at, word in enumerate(words) if word in HEADS]
         others = {other for head in heads[:1] for other in module.paths if other.startswith(f"{head}.")}
-        found.add(heads[0] if heads and others <= set(paths) else path)
-    return sorted(found)
+        heads_to_save.add(heads[0] if heads and others <= set(paths) else path)
+    return sorted(heads_to_save)
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,23 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     FileFormatError where the table cannot be followed.
     """
     file = f"{path} ({METADATA_KEY})"
-    parts: dict[str, dict[str, Any]] = {}
+    components: dict[str, dict[str, Any]] = {}
     for key, value in parsed(text, file).items():
-        part, _, name = key.rpartition(".")
-        parts.setdefault(part, {})[name] = value
+        component, _, name = key.rpartition(".")
+        components.setdefault(component, {})[name] = value
     # A part is recognised by its rank, which every configuration of diffusers has.
-    told = {part: table for part, table in parts.items() if "r" in table}
-    if not told or len(told) > MOST_PARTS:
+    tables = {component: table for component, table in components.items() if "r" in table}
+    if not tables or len(tables) > MOST_PARTS:
         raise unreadable(
             "it does not say which parts of a model it is for",
             file,
-            got=f"{len(told)} parts with a rank",
+            got=f"{len(tables)} parts with a rank",
             expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
         )
-    return {part: _config(table, file, f"{part}." if part else "") for part, table in told.items()}
+    return {
+        component: _config(table, file, f"{component}." if component else "")
+        for component, table in tables.items()
+    }
 
 
 def lora_metadata(parts: Mapping[str, Config[Any]]) -> dict[str, Any]:

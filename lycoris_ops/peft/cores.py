@@ -39,7 +39,11 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
         return tensors
     if core.ndim > 4:
         raise LayerError("holds no Tucker core of a three-dimensional kernel", got=str(list(core.shape)))
-    cores = {name: one.unsqueeze(-1) for name, one in tensors.items() if name.endswith(("_t1", "_t2"))}
+    cores = {
+        name: core_of_name.unsqueeze(-1)
+        for name, core_of_name in tensors.items()
+        if name.endswith(("_t1", "_t2"))
+    }
     return {**tensors, **cores}
 
 

@@ -49,13 +49,13 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     taken = {piece.key for piece in pieces.values()}
     tensors = {key: info for key, info in file.tensors.items() if key not in taken}
     for key, piece in pieces.items():
-        whole = file.tensors[piece.key]
-        rows, columns = whole.shape
+        stored = file.tensors[piece.key]
+        rows, columns = stored.shape
         count = 1 if piece.expert is None else piece.experts
         shape = (rows // count, columns) if piece.key.endswith(DOWN) else (rows, columns // count)
-        tensors[key] = TensorInfo(whole.dtype, shape)
+        tensors[key] = TensorInfo(stored.dtype, shape)
     names = frozenset(key.removesuffix(f".{DOWN}") for key in pieces if key.endswith(DOWN))
-    return DerivedFile(file, tensors, {name: (one.key, one.of) for name, one in pieces.items()}), names
+    return DerivedFile(file, tensors, {name: (piece.key, piece.of) for name, piece in pieces.items()}), names
 
 
 def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:
@@ -124,11 +124,11 @@ def _of_parameter(
             expected=f"(n, I) and (O, n), where n is a multiple of the rank {rank}",
         )
     count = rows[0] // rank
-    one = count == 1 and parameter.endswith(WEIGHT)
+    whole = count == 1 and parameter.endswith(WEIGHT)
     for number in range(count):
-        layer = parameter.removesuffix(WEIGHT) if one else of_expert(parameter, number)
+        layer = parameter.removesuffix(WEIGHT) if whole else of_expert(parameter, number)
         for key, end in ((down, DOWN), (up, UP)):
-            yield f"{layer}.{end}", _Piece(key, None if one else number, count)
+            yield f"{layer}.{end}", _Piece(key, None if whole else number, count)
 
 
 def joined(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -110,7 +110,7 @@ class Fields:
         if isinstance(value, str):
             return value
         if not isinstance(value, list | tuple) or not all(
-            isinstance(one, str) for one in cast("list[Any]", value)
+            isinstance(text, str) for text in cast("list[Any]", value)
         ):
             raise self.error(name, "it is not a list of texts", value, "a list of texts, or one text")
         return tuple(cast("list[str]", value))
@@ -171,14 +171,14 @@ class Fields:
         return float(value)
 
     def _whole(self, name: str, value: Any, low: int, high: int, entry: str = "") -> int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if not whole or isinstance(value, bool) or not low <= value <= high:
+        integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not integer or isinstance(value, bool) or not low <= value <= high:
             raise self._out_of_bounds(name, value, f"a whole number from {low:g} to {high:g}", entry)
         return int(value)
 
     def _out_of_bounds(self, name: str, value: Any, expected: str, entry: str) -> FileFormatError:
-        place = f" in the entry {_shown(entry)}" if entry else ""
-        return self.error(name, f"it holds no usable number{place}", value, expected)
+        where = f" in the entry {_shown(entry)}" if entry else ""
+        return self.error(name, f"it holds no usable number{where}", value, expected)
 
 
 MOST_ROWS = 1 << 31

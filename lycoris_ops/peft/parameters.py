@@ -44,8 +44,8 @@ def of_expert(parameter: str, number: int) -> str:
 
 def expert_of(path: str) -> int | None:
     """The number of the expert that a layer on a parameter changes; None for the whole parameter."""
-    found = EXPERT.search(path)
-    return int(found[1]) if found else None
+    number = EXPERT.search(path)
+    return int(number[1]) if number else None
 
 
 def declared(names: Sequence[str]) -> list[str]:

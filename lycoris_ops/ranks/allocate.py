@@ -59,14 +59,14 @@ def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
 
     The cheapest candidate is always the first. Candidates that gain no more than a cheaper one are not on it.
     """
-    found: list[Candidate] = []
-    for one in sorted(candidates, key=lambda candidate: (candidate.cost, -candidate.gain)):
-        if found and one.gain <= found[-1].gain:
+    kept: list[Candidate] = []
+    for each in sorted(candidates, key=lambda candidate: (candidate.cost, -candidate.gain)):
+        if kept and each.gain <= kept[-1].gain:
             continue
-        while len(found) > 1 and _slope(found[-1], one) >= _slope(found[-2], found[-1]):
-            found.pop()
-        found.append(one)
-    return found
+        while len(kept) > 1 and _slope(kept[-1], each) >= _slope(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(each)
+    return kept
 
 
 def allocate(
@@ -82,14 +82,14 @@ def allocate(
     """
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}
-    cost, gain = sum(one.cost for one in chosen.values()), sum(one.gain for one in chosen.values())
+    cost, gain = sum(c.cost for c in chosen.values()), sum(c.gain for c in chosen.values())
     # Equal slopes are ordered by the layers' places, so that the result is reproducible.
     order = [
-        (-_slope(*each[:2]), place, path, 1) for place, (path, each) in enumerate(hulls.items()) if each[1:]
+        (-_slope(*each[:2]), number, path, 1) for number, (path, each) in enumerate(hulls.items()) if each[1:]
     ]
     heapq.heapify(order)
     while order:
-        _, place, path, index = heapq.heappop(order)
+        _, at, path, index = heapq.heappop(order)
         each = hulls[path]
         step = _step(cost, gain, each[index - 1], each[index])
         if not accept(step):
@@ -97,16 +97,16 @@ def allocate(
         chosen[path] = each[index]
         cost, gain = cost + step.cost, gain + step.gain
         if index + 1 < len(each):
-            heapq.heappush(order, (-_slope(each[index], each[index + 1]), place, path, index + 1))
-    rest = [(path, one) for path, each in candidates.items() for one in each]
+            heapq.heappush(order, (-_slope(each[index], each[index + 1]), at, path, index + 1))
+    rest = [(path, c) for path, each in candidates.items() for c in each]
     while rest := [
-        (path, one)
-        for path, one in rest
-        if one.gain > chosen[path].gain and accept(_step(cost, gain, chosen[path], one))
+        (path, c)
+        for path, c in rest
+        if c.gain > chosen[path].gain and accept(_step(cost, gain, chosen[path], c))
     ]:
-        path, one = max(rest, key=lambda each: _slope(chosen[each[0]], each[1]))
-        cost, gain = cost + one.cost - chosen[path].cost, gain + one.gain - chosen[path].gain
-        chosen[path] = one
+        path, better = max(rest, key=lambda each: _slope(chosen[each[0]], each[1]))
+        cost, gain = cost + better.cost - chosen[path].cost, gain + better.gain - chosen[path].gain
+        chosen[path] = better
     return chosen
 
 
@@ -125,9 +125,9 @@ def above(slope: float) -> Callable[[Step], bool]:
     return lambda step: step.gain > slope * step.cost
 
 
-def _step(cost: int, gain: float, one: Candidate, other: Candidate) -> Step:
-    return Step(cost, gain, other.cost - one.cost, other.gain - one.gain)
+def _step(cost: int, gain: float, now: Candidate, other: Candidate) -> Step:
+    return Step(cost, gain, other.cost - now.cost, other.gain - now.gain)
 
 
-def _slope(one: Candidate, other: Candidate) -> float:
-    return (other.gain - one.gain) / (other.cost - one.cost)
+def _slope(first: Candidate, other: Candidate) -> float:
+    return (other.gain - first.gain) / (other.cost - first.cost)

@@ -77,9 +77,9 @@ def plan_ranks(
         raise PlanError("the rank is not within the bounds", got=f"rank {exact}", expected=within_bounds)
     bounds = (exact, exact) if exact is not None else (max(1, r_min), r_max)
     offered = {
-        path: found
+        path: layer_offers
         for path, layer in probe.layers.items()
-        if (found := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
+        if (layer_offers := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
     }
     if not offered:
         raise PlanError(
@@ -140,15 +140,15 @@ def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
         most = max((one.cost for one in each if one.rank is not None), default=math.inf)
-        fitting = [one for one in each if one.cost <= most]
-        chosen[path] = max(fitting, key=lambda one: (one.gain, -one.cost))
+        fitting = [c for c in each if c.cost <= most]
+        chosen[path] = max(fitting, key=lambda c: (c.gain, -c.cost))
     return chosen
 
 
 def _by_size(
     probe: Probe, offered: Mapping[str, list[Candidate]], size: Size, r_min: int
 ) -> dict[str, Candidate]:
-    cheapest = {path: min(one.cost for one in each) for path, each in offered.items()}
+    cheapest = {path: min(c.cost for c in each) for path, each in offered.items()}
     smallest = sum(cheapest.values()) if r_min else min(cheapest.values())
     candidates = offered if r_min else {path: [NOTHING, *each] for path, each in offered.items()}
     energy = probe.energy
@@ -165,7 +165,7 @@ def _by_size(
         return allocate({path: _worthy(probe, path, each) for path, each in candidates.items()}, within(most))
     if isinstance(size, Energy):
         chosen = allocate(candidates, until(size.share * energy))
-        gained = sum(one.gain for one in chosen.values())
+        gained = sum(c.gain for c in chosen.values())
         if gained < size.share * energy * (1 - 1e-6):
             raise PlanError(
                 "no plan can gain that much",
@@ -187,22 +187,20 @@ def _even(probe: Probe, offered: Mapping[str, Sequence[Candidate]], most: int) -
     ranks = {path: _worthy(probe, path, each) for path, each in offered.items()}
     # A layer that has no such rank stays at its highest.
     fitting = [
-        place
-        for place in range(max(map(len, ranks.values())))
-        if sum(each[min(place, len(each) - 1)].cost for each in ranks.values()) <= most
+        index
+        for index in range(max(map(len, ranks.values())))
+        if sum(each[min(index, len(each) - 1)].cost for each in ranks.values()) <= most
     ]
     if not fitting:
         return None
-    place = fitting[-1]
-    return allocate(
-        {path: each[place : place + 2] or each[-1:] for path, each in ranks.items()}, within(most)
-    )
+    best = fitting[-1]
+    return allocate({path: each[best : best + 2] or each[-1:] for path, each in ranks.items()}, within(most))
 
 
 def _worthy(probe: Probe, path: str, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates that hold no more values than the weight, or the cheapest one where all hold more."""
-    most = max(_full(probe, [path]), min(one.cost for one in candidates))
-    return [one for one in candidates if one.cost <= most]
+    most = max(_full(probe, [path]), min(c.cost for c in candidates))
+    return [c for c in candidates if c.cost <= most]
 
 
 def _row(path: str, probe: Probe, chosen: Candidate, scale: float) -> PlanRow:

@@ -104,10 +104,10 @@ class Plan:
         return len(self.rows)
 
     def __getitem__(self, path: str) -> PlanRow:
-        found = next((row for row in self.rows if row.path == path), None)
-        if found is None:
+        row = next((row for row in self.rows if row.path == path), None)
+        if row is None:
             raise PlanError("the plan has no such layer", key=path, expected=f"one of {len(self)} layers")
-        return found
+        return row
 
     @property
     def parameters(self) -> int:
@@ -175,7 +175,7 @@ class Plan:
         gain = None if known is None or not self.energy else known / self.energy
         new = replace(new, parameters=count(new.start()), gain=gain)
         rows = [row for row in self.rows if row.path != path]
-        order = {each.path: place for place, each in enumerate(self.rows)}
+        order = {each.path: index for index, each in enumerate(self.rows)}
         rows.insert(order.get(path, len(rows)), new)
         return replace(self, rows=tuple(rows), left_out=tuple(p for p in self.left_out if p != path))
 
@@ -194,9 +194,9 @@ class Plan:
         rows = tuple(row for row in self.rows if row.path not in paths)
         return replace(self, rows=rows, left_out=(*self.left_out, *paths))
 
-    def check_model(self, found: Mapping[str, Site] | Mapping[str, Probed]) -> None:
+    def check_model(self, sites: Mapping[str, Site] | Mapping[str, Probed]) -> None:
         """Raise PlanError unless the sites of a model hold the plan's layers, in the same shapes."""
-        check_layers({row.path: row.shape for row in self.rows}, found, "plan")
+        check_layers({row.path: row.shape for row in self.rows}, sites, "plan")
 
     def json(self) -> str:
         """The plan as JSON, without the probe; `of_json` gives the plan back."""
@@ -234,8 +234,8 @@ class Plan:
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
-            raise PlanError("not a plan in JSON, or one of another version", got=found) from error
+            problem = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
+            raise PlanError("not a plan in JSON, or one of another version", got=problem) from error
         if probe is not None:
             plan.check_model(probe.layers)
         return plan
@@ -306,7 +306,7 @@ def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _starred(path: str) -> str:
     """A path with `*` for each part that is a number."""
-    return ".".join("*" if part.isdecimal() else part for part in path.split("."))
+    return ".".join("*" if segment.isdecimal() else segment for segment in path.split("."))
 
 
 def count(layer: Layer) -> int:
@@ -386,8 +386,8 @@ def table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place < texts else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]

@@ -74,8 +74,8 @@ class Probe:
     @property
     def algorithms(self) -> tuple[str, ...]:
         """The kinds on offer for the layers."""
-        found = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
-        return tuple(found)
+        names = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
+        return tuple(names)
 
     def check_model(self, sites: Mapping[str, Site]) -> None:
         """Raise PlanError unless these sites of a model hold the probe's layers, in the same shapes."""
@@ -88,16 +88,16 @@ class Probe:
 
         Raises PlanError for a layer that was not probed.
         """
-        found = self._offer(path, algorithm, factor, rank)
-        return {} if found is None else found.start
+        offer = self._offer(path, algorithm, factor, rank)
+        return {} if offer is None else offer.start
 
     def gain_of(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> float | None:
         """The gain of a layer, None where it is not known. Raises PlanError for a layer not probed."""
-        found = self._offer(path, algorithm, factor, rank)
-        if found is None:
+        offer = self._offer(path, algorithm, factor, rank)
+        if offer is None:
             return None
         # A rank above the highest measured one gains at least as much.
-        return max(g for r, g in zip(found.ranks, found.kept, strict=True) if r is None or r <= (rank or r))
+        return max(g for r, g in zip(offer.ranks, offer.kept, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
         """The gain of a LoRA with this many parameters and the same rank on all layers.
@@ -111,9 +111,9 @@ class Probe:
         size, gain = 0, 0.0
         for index in range(max((len(offer.ranks) for offer in offers), default=0)):
             # A layer that has no such rank stays at its highest.
-            places = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
-            larger = sum(offer.parameters[place] for offer, place in places)
-            better = sum(offer.kept[place] for offer, place in places)
+            chosen = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
+            larger = sum(offer.parameters[index] for offer, index in chosen)
+            better = sum(offer.kept[place] for offer, place in chosen)
             if larger > parameters:
                 return gain + (better - gain) * (parameters - size) / (larger - size)
             size, gain = larger, better
@@ -213,7 +213,7 @@ def probe(
             got=f"{len(groups)} passes",
             expected="a list of batches or the like, or more memory",
         )
-    found: dict[str, Probed] = {}
+    layers: dict[str, Probed] = {}
     mean, seen, reached = 0.0, 0, False
     halves = (0.0, 0.0, 0.0)
     for group in groups:
@@ -238,24 +238,26 @@ def probe(
             site = group[index]
             own[site.path] = _probed(site, sums.gradients.pop(site.path), kinds, largest, seed)
             if progress:
-                progress(len(found) + min(index + processes.count(), len(group)), len(sites))
-        parts = processes.of_all(own)
-        found |= {site.path: parts[index % len(parts)][site.path] for index, site in enumerate(group)}
+                progress(len(layers) + min(index + processes.count(), len(group)), len(sites))
+        of_processes = processes.of_all(own)
+        layers |= {
+            site.path: of_processes[index % len(of_processes)][site.path] for index, site in enumerate(group)
+        }
     if not reached:
         raise PlanError(
             "the loss has no graph to any of the layers",
             expected="a loss of the model's outputs, not detached and not under no_grad",
         )
-    return Probe(found, mean, seen, agreement(halves), left_out(module, found))
+    return Probe(layers, mean, seen, agreement(halves), left_out(module, layers))
 
 
 def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The algorithms of these names, or all with "all". Raises PlanError for an unknown name."""
-    given = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
-    unknown = [name for name in given if name not in known]
-    if unknown or not given:
+    chosen = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
         raise PlanError("no such algorithm", got=", ".join(unknown) or "none", expected=either(sorted(known)))
-    return given
+    return chosen
 
 
 def check_layers(
@@ -335,17 +337,17 @@ def _described(layer: Probed) -> dict[str, Any]:
 
 def _undescribed(entry: Mapping[str, Any]) -> Probed:
     offers: list[Offer] = []
-    for one in entry["offers"]:
-        ranks, kept, parameters, first_steps = one["sizes"].tolist()
+    for entry_of_offer in entry["offers"]:
+        ranks, kept, parameters, first_steps = entry_of_offer["sizes"].tolist()
         offers.append(
             Offer(
-                algorithm=one["algorithm"],
+                algorithm=entry_of_offer["algorithm"],
                 ranks=tuple(int(rank) or None for rank in ranks),
                 kept=tuple(kept),
                 parameters=tuple(map(int, parameters)),
                 first_steps=tuple(first_steps),
-                factor=one["factor"],
-                start=one["start"],
+                factor=entry_of_offer["factor"],
+                start=entry_of_offer["start"],
             )
         )
     held: dict[str, Any] = {**entry, "offers": tuple(offers)}

@@ -111,14 +111,14 @@ def _size_of(words: str) -> Size:
     number = r"(\d[\d_]*(?:\.\d+)?)"
     if words == "auto":
         return "auto"
-    if found := re.fullmatch(r"rank\s*(\d+)", words):
-        return Rank(int(found[1]))
-    if found := re.fullmatch(rf"{number}\s*%", words):
-        return Energy(float(found[1]) / 100)
-    if found := re.fullmatch(rf"1\s*/\s*{number}", words):
-        return Ratio(float(found[1]))
-    if found := re.fullmatch(r"(\d[\d_]*)(\s*parameters)?", words):
-        return Budget(parameters=int(found[1].replace("_", "")))
+    if match := re.fullmatch(r"rank\s*(\d+)", words):
+        return Rank(int(match[1]))
+    if match := re.fullmatch(rf"{number}\s*%", words):
+        return Energy(float(match[1]) / 100)
+    if match := re.fullmatch(rf"1\s*/\s*{number}", words):
+        return Ratio(float(match[1]))
+    if match := re.fullmatch(r"(\d[\d_]*)(\s*parameters)?", words):
+        return Budget(parameters=int(match[1].replace("_", "")))
     if re.fullmatch(rf"{number}\s*[a-z]+", words):
         return Budget(words)
     raise PlanError("the size cannot be understood")
@@ -140,11 +140,11 @@ def bytes_of(size: int | str) -> int:
     """The bytes that a number or a text such as "50MB" means. Raises PlanError for others."""
     if not isinstance(size, str):
         return _whole(size)
-    found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
-    unit = UNITS.get((found[2] or "B").upper()) if found else None
-    if not found or unit is None:
+    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
+    unit = UNITS.get((match[2] or "B").upper()) if match else None
+    if not match or unit is None:
         raise PlanError("not a number of bytes", got=repr(size), expected='a text such as "50MB" or "48 MiB"')
-    return int(float(found[1].replace("_", "")) * unit)
+    return int(float(match[1].replace("_", "")) * unit)
 
 
 def _whole(number: object) -> int:

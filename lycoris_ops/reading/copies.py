@@ -57,14 +57,14 @@ class Use(NamedTuple):
         return self.target.rows or (0, self.shape[0] if self.shape else math.inf)
 
 
-def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list[Use]:
+def uses_of(info: LayerInfo, placed_targets: Sequence[Target], targets: Targets) -> list[Use]:
     """What a layer changes at its places in a model: one use for each weight and for each bias."""
     uses: list[Use] = []
-    for place, window in zip(places, targets.windows(places), strict=True):
+    for target, window in zip(placed_targets, targets.windows(placed_targets), strict=True):
         if info.shape:
-            uses.append(Use(info.name, place, "weight", window, targets.shapes[place.key]))
-        if info.bias is not None and place.bias is not None:
-            uses.append(Use(info.name, place, "bias", window, targets.shapes[place.bias]))
+            uses.append(Use(info.name, target, "weight", window, targets.shapes[target.key]))
+        if info.bias is not None and target.bias is not None:
+            uses.append(Use(info.name, target, "bias", window, targets.shapes[target.bias]))
     return uses
 
 
@@ -86,7 +86,9 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     for use in uses:
         by_key[use.place].append(use)
         by_layer[use.layer].append(use)
-    meeting = {name for found in by_key.values() if len(found) > 1 for name in _meeting(found)}
+    meeting = {
+        name for uses_of_key in by_key.values() if len(uses_of_key) > 1 for name in _meeting(uses_of_key)
+    }
     if not meeting:
         return {}
     order = {name: n for n, name in enumerate(by_layer)}
@@ -113,14 +115,14 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
 
 def _meeting(uses: list[Use]) -> set[str]:
     """The layers that share rows with another one, among the uses of one parameter."""
-    found: set[str] = set()
+    meeting: set[str] = set()
     last: Use | None = None
     for use in sorted(uses, key=lambda use: use.span):
         if last is not None and use.span[0] < last.span[1]:
-            found |= {last.layer, use.layer}
+            meeting |= {last.layer, use.layer}
         if last is None or use.span[1] > last.span[1]:
             last = use
-    return found
+    return meeting
 
 
 def _met(use: Use, others: list[Use]) -> list[Use]:
@@ -147,7 +149,7 @@ def _check_copy(adapter: Adapter, use: Use, others: list[Use], original: Use) ->
 
 
 def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
-    keys = [next(iter(adapter.info[one.layer].keys.values())) for one in (other, use)]
+    keys = [next(iter(adapter.info[each.layer].keys.values())) for each in (other, use)]
     return MatchError(
         f"two layers of one adapter are for the same weight, and {why}",
         file=adapter.path,
@@ -160,15 +162,15 @@ def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
 
 def _differ(adapter: Adapter, use: Use, other: Use, rows: tuple[float, float]) -> str | None:
     """How the changes of two layers differ in rows of a parameter, in words; None where they are equal."""
-    layers = [adapter.layer(one.layer, keep=False) for one in (use, other)]
-    whole = (use.target.rows, use.window) == (other.target.rows, other.window)
-    if whole and type(layers[0]) is type(layers[1]) and difference(*layers) is None:
+    layers = [adapter.layer(each.layer, keep=False) for each in (use, other)]
+    same = (use.target.rows, use.window) == (other.target.rows, other.window)
+    if same and type(layers[0]) is type(layers[1]) and difference(*layers) is None:
         return None
     if not use.shape:
         return "without the shapes of the model's weights they cannot be compared"
     span = (int(rows[0]), int(rows[1]))
     try:
-        ours, theirs = (_probed(layer, one, span) for layer, one in zip(layers, (use, other), strict=True))
+        ours, theirs = (_probed(layer, each, span) for layer, each in zip(layers, (use, other), strict=True))
     except LayerError:
         return "they cannot be compared"
     allowed = max(LEAST, *(ROUNDING * _rounding(layer) for layer in layers))

@@ -55,8 +55,8 @@ def peek_adapter(path: str | os.PathLike[str]) -> Adapter:
 
     For scanning many files: adapters that are in use are not evicted from memory.
     """
-    found, config = _fingerprints(path)
-    return read_adapter(_open(found.path), config, DEFAULT_CACHE)
+    file, config = _fingerprints(path)
+    return read_adapter(_open(file.path), config, DEFAULT_CACHE)
 
 
 def adapter_of_tensors(
@@ -81,7 +81,7 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 
     Raises FileFormatError where there is no such file.
     """
-    return "+".join(found.stamp for found in _fingerprints(path) if found)
+    return "+".join(fingerprint.stamp for fingerprint in _fingerprints(path) if fingerprint)
 
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
@@ -106,18 +106,18 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if not os.path.isdir(path):
         return path
     folder = Path(path)
-    places = [folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        for place in places:
-            _check_whole(place)
+    paths = [folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin")]
+    file = next((candidate for candidate in paths if candidate.is_file()), None)
+    if file is None:
+        for each in paths:
+            _check_whole(each)
         raise FileFormatError(
             "the folder holds no adapter of PEFT, diffusers or mlx-lm",
             file=str(path),
-            expected=" or ".join(place.name for place in places),
+            expected=" or ".join(candidate.name for candidate in paths),
             hint="Name the file itself",
         )
-    return found
+    return file
 
 
 def _check_whole(path: Path) -> None:
@@ -151,7 +151,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     read = opened(file, beside)
     file = read.file
     grouped, unused = group(read)
-    given = {**network_options(file.metadata), **options}
+    options_given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     names = [LayerName.of(name) for name in grouped]
@@ -160,7 +160,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                info[name] = _describe(named, outline, keys, read, given)
+                info[name] = _describe(named, outline, keys, read, options_given)
                 continue
         except UnsupportedError as error:
             unreadable[name] = error.problem
@@ -226,15 +226,15 @@ def _no_layer(file: TensorFile, keys: list[str], config: ConfigFile | None) -> F
 
 
 def _options(
-    outline: Outline, path: str, config: Config[Any] | None, given: Mapping[str, Any]
+    outline: Outline, path: str, config: Config[Any] | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Values of the algorithm's options: those given, else those of the layer's configuration."""
-    if config is None and not given:
+    if config is None and not options:
         return {}
     wanted = options_of(outline.algorithm)
     said = config.options(outline.algorithm, path, outline.shapes) if config else {}
-    found = {**said, **given}
-    return {option: value for option, value in found.items() if option in wanted}
+    values = {**said, **options}
+    return {option: value for option, value in values.items() if option in wanted}
 
 
 def _open(path: str) -> TensorFile:

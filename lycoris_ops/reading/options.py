@@ -48,8 +48,8 @@ def _check(algorithm: type[Layer], option: dataclasses.Field[Any]) -> Check:
         return option.metadata["suits"], option.metadata["expected"]
     declared = get_type_hints(algorithm)[option.name]
     # `Literal[...]` itself, or `Literal[...] | None`, whose parts are its arguments.
-    parts = (declared, *get_args(declared))
-    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
-    optional = type(None) in parts
+    types = (declared, *get_args(declared))
+    words = [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
+    optional = type(None) in types
     shown = ", ".join([*words, *(["None"] if optional else [])])
     return lambda value: value in words or (optional and value is None), shown

@@ -62,7 +62,7 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
             settings = wish.settings
             groups.setdefault((settings.algorithm, settings.rank, settings.factor), []).append(wish)
     # A layer that changes nothing starts anew.
-    found = {
+    layers = {
         wish.site.path: make_layer(wish.site, wish.settings, seed)[0] if wish.idle else wish.layer
         for wish in wishes
     }
@@ -73,20 +73,20 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
         base = {wish.site.key: read_weight(wish.site) for wish in some if wish.layer.additive() is None}
         resized = resize_adapter(adapter, Rank(rank), algorithm, base or None, factor=factor, seed=seed)
         for wish in some:
-            found[wish.site.path] = resized.layer(wish.site.path)
+            layers[wish.site.path] = resized.layer(wish.site.path)
         if resized.report is not None:
             energy += resized.report.energy
             lost += sum(row.lost for row in resized.report.rows) + resized.report.lost
     for wish in wishes:
-        found[wish.site.path] = _grown(found[wish.site.path], wish, seed)
-    touched = [wish for wish in wishes if _words(found[wish.site.path]) != _words(wish.layer)]
+        layers[wish.site.path] = _grown(layers[wish.site.path], wish, seed)
+    touched = [wish for wish in wishes if _words(layers[wish.site.path]) != _words(wish.layer)]
     if not touched:
-        return found, []
+        return layers, []
     share = 1 - lost / energy if energy > 0 else 1.0
     path = touched[0].site.path
-    return found, [
+    return layers, [
         f"{number_of(len(touched), 'layer goes', 'layers go')} on as another kind or at another rank, "
-        f"such as {path} ({_words(touched[0].layer)} to {_words(found[path])}); "
+        f"such as {path} ({_words(touched[0].layer)} to {_words(layers[path])}); "
         f"{share:.1%} of the energy of their change is kept"
     ]
 
@@ -114,7 +114,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
     for name, axis in AXES.items():
         if name in held:
             # Some files store kernels flat.
-            shape = [more if place == axis else size for place, size in enumerate(held[name].shape)]
+            shape = [more if index == axis else size for index, size in enumerate(held[name].shape)]
             new = fresh.get(name, torch.ones(more, 1)).reshape(shape)
             grown[name] = torch.cat([held[name], new.to(held[name])], axis)
     alpha = None if layer.alpha is None else layer.alpha / layer.rank * rank
@@ -125,26 +125,26 @@ def _words(layer: Layer) -> str:
     return of_rank(layer.algorithm, layer.rank)
 
 
-def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
-    """The wish for a layer of a file. `given` are the options that the user has set for it.
+def wish_of(site: Site, layer: Layer, settings: LayerSettings, asked: Mapping[str, object]) -> Wish:
+    """The wish for a layer of a file. `asked` are the options that the user has set for it.
 
     Kind and rank stay as the file has them unless they are given.
 
     Raises LayerError for a rank or a factor of a kind that has none.
     """
-    algorithm = settings.algorithm if "algorithm" in given else layer.algorithm
+    algorithm = settings.algorithm if "algorithm" in asked else layer.algorithm
     if settings.factor is not None and algorithm != "lokr":
         raise LayerError(
             "only lokr has a factor", key=site.path, got=f"{algorithm}, factor {settings.factor}"
         )
-    if "rank" in given and algorithm == layer.algorithm and layer.rank is None:
+    if "rank" in asked and algorithm == layer.algorithm and layer.rank is None:
         raise LayerError(
             "a layer without a rank cannot get one",
             key=site.path,
             got=f"{_words(layer)}, and rank {settings.rank}",
             expected="another algorithm with the rank",
         )
-    rank = settings.rank if "rank" in given or layer.rank is None else layer.rank
+    rank = settings.rank if "rank" in asked or layer.rank is None else layer.rank
     alpha = layer.alpha / layer.rank * rank if layer.alpha is not None and layer.rank else None
     own = replace(settings, algorithm=algorithm, rank=rank, alpha=alpha, conv_rank=None, conv_alpha=None)
     return Wish(site, layer, own)

@@ -76,7 +76,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     if not states:
         return None
     # Of two states after the same step either will do.
-    _, newest = max(states, key=lambda found: (found[0], found[1].path.name == f"last{STATE}"))
+    _, newest = max(states, key=lambda each: (each[0], each[1].path.name == f"last{STATE}"))
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
     if damaged:
         why += f"; passed over: {', '.join(damaged)}"
@@ -85,16 +85,16 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
 
 def state_at(path: str | os.PathLike[str]) -> FoundState:
     """The state in one file. Raises TrainError where it is not whole."""
-    whole, damaged = _states(Path(path).parent, escape(Path(path).name))
-    if not whole:
+    intact, damaged = _states(Path(path).parent, escape(Path(path).name))
+    if not intact:
         raise TrainError(
             "the state is not whole",
             file=str(path),
             got=", ".join(damaged) or "no such file",
             hint="Choose another checkpoint of this training",
         )
-    ((_, found),) = whole
-    return found
+    ((_, state_found),) = intact
+    return state_found
 
 
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -103,14 +103,14 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
     """
     if Path(source).is_file():
         return Path(source), Path(source).name
-    found = newest_state(source)
-    if found is None:
+    state_found = newest_state(source)
+    if state_found is None:
         raise TrainError(
             "there is no state of a training to go on from",
             file=str(source),
             expected=f"a file *{STATE}, or a folder with one",
         )
-    return found.path, str(found)
+    return state_found.path, str(state_found)
 
 
 def _states(
@@ -118,18 +118,18 @@ def _states(
 ) -> tuple[list[tuple[tuple[int, int], FoundState]], list[str]]:
     """The whole states of a folder, each with its sort key, and the names of the damaged ones with the
     reasons. `name` is a pattern."""
-    whole: list[tuple[tuple[int, int], FoundState]] = []
+    intact: list[tuple[tuple[int, int], FoundState]] = []
     damaged: list[str] = []
     for path in sorted(folder.glob(name)):
         try:
             state = STATE_FORM.peek(path, "step", "of", "returns", "settings", "data")
-            found = FoundState(path, state["step"], state["of"], state["settings"], state["data"])
-            whole.append(((state["returns"], found.step), found))
+            state_found = FoundState(path, state["step"], state["of"], state["settings"], state["data"])
+            intact.append(((state["returns"], state_found.step), state_found))
         except LycorisError as error:
             damaged.append(f"{path.name} ({error.problem})")
         except KeyError as error:
             damaged.append(f"{path.name} (nothing called {error})")
-    return whole, damaged
+    return intact, damaged
 
 
 @dataclass

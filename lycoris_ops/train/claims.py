@@ -49,30 +49,30 @@ def claimed(folder: Path) -> Generator[None]:
     Makes the folder, and removes it at the end if nothing is in it and a training made it: this one, or one
     that was killed. Raises WriteError where a training runs there.
     """
-    place = Path(os.path.realpath(folder))
-    if _held.get(place) == threading.get_ident():
+    home = Path(os.path.realpath(folder))
+    if _held.get(home) == threading.get_ident():
         yield
         return
     with system_errors(folder):
-        made = not place.exists() or (place / CLAIM).exists()
-        place.mkdir(parents=True, exist_ok=True)
-    path = place / CLAIM
+        ours = not home.exists() or (home / CLAIM).exists()
+        home.mkdir(parents=True, exist_ok=True)
+    path = home / CLAIM
     with system_errors(path):
         handle = _taken(path)
     if handle is None:
         raise _busy(folder)
     ended = threading.Event()
     threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
-    _held[place] = threading.get_ident()
+    _held[home] = threading.get_ident()
     try:
         yield
     finally:
-        del _held[place]
+        del _held[home]
         ended.set()
         _leave(handle, path)
-        if made:
+        if ours:
             with suppress(OSError):
-                place.rmdir()
+                home.rmdir()
 
 
 def check_unclaimed(folder: Path) -> None:
@@ -198,10 +198,10 @@ def _read(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             # It may be anybody's file, however deep its JSON is.
-            found = parse_json(file.read(FAR))
+            content = parse_json(file.read(FAR))
     except (OSError, ValueError):
         return {}
-    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    return cast("dict[str, object]", content) if isinstance(content, dict) else {}
 
 
 def _owner(path: Path) -> str:

@@ -58,7 +58,7 @@ def _heats(race: Race) -> list[Axes]:
         own = [heat for heat in race.heats if heat.name == name and math.isfinite(heat.loss)]
         points = sorted((heat.lr, heat.loss) for heat in own)
         series.append(Series(points, colour_of(number), name, "line and dots"))
-    losses = [loss for one in series for _, loss in one.points]
+    losses = [loss for each in series for _, loss in each.points]
     low, high = min(losses, default=0.0), min(max(losses, default=0.0), race.start)
     limits = (low, high) if low < high else None
     axes = Axes("held-out loss", series, across="learning rate", logarithmic=(True, False), limits=limits)

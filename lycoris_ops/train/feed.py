@@ -45,14 +45,14 @@ class Feed:
     loader shuffles in the same way in a resumed run. To reach a place, the batches before it are read again.
     """
 
-    def __init__(self, batches: Batches, seed: int, copies: Copies, place: DataPlace = (0, 0)) -> None:
+    def __init__(self, batches: Batches, seed: int, copies: Copies, position: DataPlace = (0, 0)) -> None:
         self._batches = batches
         self._seed = seed
         self._copies = copies
         self._once = isinstance(batches, Iterator)
-        self._begin(*place)
-        self._used = place[1] % copies.count
-        while self._used < place[1] and self._next() is not None:
+        self._begin(*position)
+        self._used = position[1] % copies.count
+        while self._used < position[1] and self._next() is not None:
             pass
 
     @property
@@ -84,14 +84,14 @@ class Feed:
             self._rest = turns(batches, index, count, start)
 
     def _some(self, most: int) -> StepBatches:
-        found = StepBatches()
+        step = StepBatches()
         for _ in range(most):
             turn = self._next()
             if turn is None:
                 break
-            (found.own if turn.counts else found.beside).append(turn.batch)
-            found.of += turn.of
-        return found
+            (step.own if turn.counts else step.beside).append(turn.batch)
+            step.of += turn.of
+        return step
 
     def _next(self) -> Turn | None:
         with self._chance.drawn():
@@ -162,13 +162,13 @@ def tensors_of(batch: Any) -> list[Tensor]:
     if isinstance(batch, Mapping):
         batch = list(cast("Mapping[Any, Any]", batch).values())
     if isinstance(batch, (list, tuple)):
-        return [tensor for part in cast("Sequence[Any]", batch) for tensor in tensors_of(part)]
+        return [tensor for member in cast("Sequence[Any]", batch) for tensor in tensors_of(member)]
     return []
 
 
 def times_larger(batch: Any, first: Any) -> float:
     """How many times as many values a batch holds as `first`. At least 1, and 1 without tensors to count."""
-    own, other = (sum(tensor.numel() for tensor in tensors_of(one)) for one in (batch, first))
+    own, other = (sum(tensor.numel() for tensor in tensors_of(value)) for value in (batch, first))
     return max(1.0, own / other) if other else 1.0
 
 

@@ -39,5 +39,5 @@ def thaw(module: nn.Module, flags: Flags) -> None:
             _held[parameter] = first, count - 1
             continue
         _held.pop(parameter, None)
-        for one in {id(one): one for one in (parameter, now.get(name, parameter))}.values():
-            one.requires_grad = first
+        for held in {id(value): value for value in (parameter, now.get(name, parameter))}.values():
+            held.requires_grad = first

@@ -65,24 +65,24 @@ def guard(module: nn.Module, network: nn.Module) -> None:
     if "train" not in held:
         # A method, because a copy of it is bound to the copied model.
         held["train"] = Guard(module).train
-    found = _of(module)
-    if found is not None:
-        found.networks.append(network)
+    owner = _of(module)
+    if owner is not None:
+        owner.networks.append(network)
 
 
 def unguard(module: nn.Module, network: nn.Module) -> None:
     """Undo `guard`. After the last network the model has its own `train` again."""
-    found = _of(module)
-    if found is not None:
-        found.networks = [other for other in found.networks if other is not network]
-        if not found.networks:
+    held = _of(module)
+    if held is not None:
+        held.networks = [other for other in held.networks if other is not network]
+        if not held.networks:
             del vars(module)["train"]
 
 
 def _of(module: nn.Module) -> Guard | None:
     """A model's guard; None where another tool hides the method."""
-    one = getattr(vars(module).get("train"), "__self__", None)
-    return one if isinstance(one, Guard) else None
+    owner = getattr(vars(module).get("train"), "__self__", None)
+    return owner if isinstance(owner, Guard) else None
 
 
 def _trainer() -> Any:

@@ -57,8 +57,8 @@ class History:
         It is the first validation, before any step, only as long as all later ones are worse by more than the
         noise.
         """
-        kept = [one for one in self.validation if one[0] == self.best_step]
-        return min(kept or self.validation, key=lambda one: one[1], default=None)
+        kept = [entry for entry in self.validation if entry[0] == self.best_step]
+        return min(kept or self.validation, key=lambda entry: entry[1], default=None)
 
     @property
     def waited(self) -> int:
@@ -90,11 +90,11 @@ class History:
         """
         losses = dict(self.validation)
         pairs = zip(self.draws.get(step, ()), self.draws.get(than, ()), strict=False)
-        apart = [one - other for one, other in pairs]
+        apart = [first - other for first, other in pairs]
         middle = losses[step] - losses[than]
         if len(apart) < 2:
             return middle > 0
-        square = sum((one - middle) ** 2 for one in apart) / (len(apart) - 1)
+        square = sum((difference - middle) ** 2 for difference in apart) / (len(apart) - 1)
         return middle > ERRORS * math.sqrt(square / len(apart))
 
     def verdict(self, step: int) -> tuple[bool, str]:

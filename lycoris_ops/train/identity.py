@@ -30,13 +30,13 @@ def layers_of(net: LycorisNetwork) -> dict[str, str]:
     return {path: _described(member.layer) for path, member in net.members.items()}
 
 
-def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> None:
+def check_same(stored: dict[str, Any], own: dict[str, Any], file: str | None) -> None:
     """Raise MatchError, with the first difference, where a state is not for this network."""
     for table, problem in (
         ("weights", "the state is for another model"),
         ("layers", "the state is for another network"),
     ):
-        theirs, ours = found[table], own[table]
+        theirs, ours = stored[table], own[table]
         for name in (*ours, *(name for name in theirs if name not in ours)):
             if not _alike(theirs.get(name), ours.get(name)):
                 raise MatchError(
@@ -49,11 +49,11 @@ def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> 
                 )
 
 
-def _alike(one: str | None, other: str | None) -> bool:
+def _alike(mark: str | None, other: str | None) -> bool:
     """Whether two marks are of the same tensor. Packed and divided tensors have no hash to compare."""
-    if one is None or other is None:
+    if mark is None or other is None:
         return False
-    return one == other or one.startswith(f"{other} ") or other.startswith(f"{one} ")
+    return mark == other or mark.startswith(f"{other} ") or other.startswith(f"{mark} ")
 
 
 def _described(layer: Layer) -> str:

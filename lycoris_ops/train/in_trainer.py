@@ -79,8 +79,8 @@ def adapter_checkpoints(
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
         ) -> None:
-            trained = {id(one) for one in network.parameters() if one.requires_grad}
-            steps = [id(one) for group in optimizer.param_groups for one in group["params"]]
+            trained = {id(p) for p in network.parameters() if p.requires_grad}
+            steps = [id(p) for group in optimizer.param_groups for p in group["params"]]
             if trained and trained.isdisjoint(steps):
                 raise TrainError(
                     "the trainer's optimiser has no parameter of the network",
@@ -93,15 +93,15 @@ def adapter_checkpoints(
             self.copies = processes.copies_of(network.module, network)
             processes.share(list(network.parameters()))
             network.zero_grad()
-            whole = model.save_pretrained
+            save_own = model.save_pretrained
 
-            def save_pretrained(folder: str | os.PathLike[str], *given: Any, **options: Any) -> Any:
+            def save_pretrained(folder: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
                 if not network.applied:
-                    return whole(folder, *given, **options)
+                    return save_own(folder, *arguments, **options)
                 if options.get("is_main_process", True):
-                    place = folder if has_folder(dialect) else os.path.join(folder, "adapter.safetensors")
+                    path = folder if has_folder(dialect) else os.path.join(folder, "adapter.safetensors")
                     adapter = gathered.pop() if gathered else network.to_adapter(dialect=dialect)
-                    save_adapter(adapter, place, dialect, metadata=metadata, model=network.shapes())
+                    save_adapter(adapter, path, dialect, metadata=metadata, model=network.shapes())
                 return None
 
             # An attribute of the instance hides the method, as one of another tool may do already.
@@ -120,9 +120,9 @@ def adapter_checkpoints(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             # The trainer has found none, and has put a copy into its history.
-            for one in (logs, state.log_history[-1]) if network.applied else ():
-                if "grad_norm" in one:
-                    one["grad_norm"] = self.norm
+            for entry in (logs, state.log_history[-1]) if network.applied else ():
+                if "grad_norm" in entry:
+                    entry["grad_norm"] = self.norm
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # Every process has a part of a divided network, but the trainer saves in the first process only.
@@ -144,7 +144,7 @@ def mean_gradients(network: LycorisNetwork, copies: processes.Copies, limit: flo
 
     Returns their norm before that. If the network is sharded, its gradients are sums already.
     """
-    trained = [one for one in network.parameters() if one.requires_grad]
+    trained = [p for p in network.parameters() if p.requires_grad]
     found = copies.summed_gradients(trained)
     if not found:
         return 0.0

@@ -48,7 +48,11 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
         holder.add_module(name, network.module)
     joined = LycorisNetwork(
         holder,
-        {f"{name}.{path}": member for name, one in networks.items() for path, member in one.members.items()},
+        {
+            f"{name}.{path}": member
+            for name, network in networks.items()
+            for path, member in network.members.items()
+        },
         seed=next(iter(networks.values())).seed,
         notes=[note for network in networks.values() for note in network.notes],
     )

@@ -74,19 +74,19 @@ def judge(
         )
     numbers = range(len(batches)) if order is None else order
 
-    def measured(place: Place, draws: range) -> list[float]:
-        found: list[float] = []
-        row, column = place
-        beside = nullcontext() if place == ALONE else acting(contenders[row].make(), kept[column])
+    def measured(pair: Place, draws: range) -> list[float]:
+        losses_found: list[float] = []
+        row, column = pair
+        beside = nullcontext() if pair == ALONE else acting(contenders[row].make(), kept[column])
         with evaluating(module.modules()), beside, torch.no_grad():
             for number in numbers[draws.start : draws.stop]:
                 with Chance(seed, "validation", number).drawn():
-                    found.append(float(scalar(loss(module, batches[number]), TrainError)))
-        return found
+                    losses_found.append(float(scalar(loss(module, batches[number]), TrainError)))
+        return losses_found
 
-    places: list[Place] = [(row, column) for row in range(len(contenders)) for column in range(len(kept))]
-    losses = halved([ALONE, *places], measured, len(numbers), share, told)
-    result = Judgement(tuple(one.name for one in contenders), kept, losses, len(numbers))
+    pairs: list[Place] = [(row, column) for row in range(len(contenders)) for column in range(len(kept))]
+    losses = halved([ALONE, *pairs], measured, len(numbers), share, told)
+    result = Judgement(tuple(contender.name for contender in contenders), kept, losses, len(numbers))
     if not math.isfinite(mean(losses[result.best])):
         raise TrainError(
             "no adapter has a finite loss at any strength",
@@ -97,7 +97,7 @@ def judge(
 
 
 def halved(
-    places: Sequence[Place],
+    pairs: Sequence[Place],
     measure: Callable[[Place, range], Sequence[float]],
     count: int,
     share: float,
@@ -108,23 +108,23 @@ def halved(
 
     `measure(place, numbers)` gives the losses of a place on the draws with these numbers.
     """
-    losses: dict[Place, tuple[float, ...]] = dict.fromkeys(places, ())
-    budget = share * len(places) * count
-    rounds = math.ceil(math.log2(len(places))) if share < 1 else 1
-    left, done, spent = list(places), 0, 0
+    losses: dict[Place, tuple[float, ...]] = dict.fromkeys(pairs, ())
+    budget = share * len(pairs) * count
+    rounds = math.ceil(math.log2(len(pairs))) if share < 1 else 1
+    left, done, spent = list(pairs), 0, 0
     for number in range(rounds):
         room = (budget - spent) / (rounds - number)
         more = min(count - done, max(1, int(room / len(left))))
         if not more:
             break
-        for place in left:
-            losses[place] += tuple(measure(place, range(done, done + more)))
+        for pair in left:
+            losses[pair] += tuple(measure(pair, range(done, done + more)))
             spent += more
             if told:
                 told(spent, max(spent, round(budget)))
         done += more
         # Sorted by contender, so that a contender that loads its network loads it once a round.
-        ranked = sorted(left, key=lambda place: mean(losses[place]))
+        ranked = sorted(left, key=lambda pair: mean(losses[pair]))
         left = sorted(ranked[: -(-len(left) // 2)])
     return losses
 

@@ -23,8 +23,8 @@ LINES = 12
 
 def mean(values: Sequence[float]) -> float:
     """The mean; infinite where a value is not finite."""
-    found = sum(values) / len(values) if values else math.inf
-    return found if math.isfinite(found) else math.inf
+    average = sum(values) / len(values) if values else math.inf
+    return average if math.isfinite(average) else math.inf
 
 
 @dataclass(frozen=True)
@@ -47,42 +47,42 @@ class Judgement:
         """The `chosen` pair, else the pair with the lowest loss among those measured on the most draws."""
         if self.chosen is not None:
             return self.chosen
-        own = [place for place in self.losses if place != ALONE]
-        return min(own, key=lambda place: (-len(self.losses[place]), mean(self.losses[place])))
+        own = [pair for pair in self.losses if pair != ALONE]
+        return min(own, key=lambda pair: (-len(self.losses[pair]), mean(self.losses[pair])))
 
     @property
     def spent(self) -> float:
         """The number of passes made, as a share of all places on all draws."""
         return sum(map(len, self.losses.values())) / (self.draws * len(self.losses))
 
-    def behind(self, place: Place) -> tuple[float, float]:
+    def behind(self, pair: Place) -> tuple[float, float]:
         """How far the loss of a place is above the best's, and the standard error of this difference.
 
         These are mean(d) and std(d) / sqrt(n) for the differences d on the n draws that both have. With one
         draw the error is infinite, except for the best itself. Where a loss is not finite, the difference is
         infinite and the error 0.
         """
-        pairs = list(zip(self.losses[place], self.losses[self.best], strict=False))
-        differences = [one - other for one, other in pairs]
+        pairs = list(zip(self.losses[pair], self.losses[self.best], strict=False))
+        differences = [first - other for first, other in pairs]
         count, middle = len(differences), mean(differences)
         if not math.isfinite(middle):
             return math.inf, 0.0
         if count < 2:
-            return middle, 0.0 if place == self.best else math.inf
-        square = sum((one - middle) ** 2 for one in differences) / (count - 1)
+            return middle, 0.0 if pair == self.best else math.inf
+        square = sum((difference - middle) ** 2 for difference in differences) / (count - 1)
         return middle, math.sqrt(square / count)
 
-    def loss(self, place: Place) -> float:
+    def loss(self, pair: Place) -> float:
         """The loss of the best, plus the mean difference of the place from it on the draws that both have."""
-        return mean(self.losses[self.best]) + self.behind(place)[0]
+        return mean(self.losses[self.best]) + self.behind(pair)[0]
 
     @property
     def alike(self) -> list[Place]:
         """The pairs whose loss is above the best one's by at most the standard error of the difference. The
         best comes first, then the others by their loss."""
-        found = (place for place in self.losses if place != ALONE)
-        near = [place for place in found if (both := self.behind(place))[0] <= both[1] < math.inf]
-        return sorted(near, key=lambda place: (place != self.best, self.behind(place)[0]))
+        adapted = (pair for pair in self.losses if pair != ALONE)
+        near = [pair for pair in adapted if (both := self.behind(pair))[0] <= both[1] < math.inf]
+        return sorted(near, key=lambda pair: (pair != self.best, self.behind(pair)[0]))
 
     @property
     def helps(self) -> bool:
@@ -99,10 +99,10 @@ class Judgement:
             max(self.strengths),
         )
 
-    def called(self, place: Place) -> str:
-        if place == ALONE:
+    def called(self, pair: Place) -> str:
+        if pair == ALONE:
             return "the model alone"
-        return f"{shortened(self.names[place[0]], NAME)} at {self.strengths[place[1]]:g}"
+        return f"{shortened(self.names[pair[0]], NAME)} at {self.strengths[pair[1]]:g}"
 
     def verdict(self) -> str:
         """The best pair, in a sentence."""
@@ -122,19 +122,17 @@ class Judgement:
 
     def __str__(self) -> str:
         """The verdict, and a table of the best pairs."""
-        order = sorted(self.losses, key=lambda place: (place != self.best, self.behind(place)[0]))
+        order = sorted(self.losses, key=lambda pair: (pair != self.best, self.behind(pair)[0]))
         shown = order[:LINES] if ALONE in order[:LINES] else [*order[: LINES - 1], ALONE]
         head = ("adapter", "strength", "loss", "above the best", "draws")
         rows: list[tuple[str, ...]] = []
-        for place in shown:
-            far, error = self.behind(place)
-            name = "the model alone" if place == ALONE else shortened(self.names[place[0]], NAME)
-            strength = "" if place == ALONE else f"{self.strengths[place[1]]:g}"
+        for each in shown:
+            far, error = self.behind(each)
+            name = "the model alone" if each == ALONE else shortened(self.names[each[0]], NAME)
+            strength = "" if each == ALONE else f"{self.strengths[each[1]]:g}"
             above = f"{far:.2g} ± {error:.1g}" if math.isfinite(far + error) else f"{far:.2g}"
-            draws = str(len(self.losses[place]))
-            rows.append(
-                (name, strength, f"{self.loss(place):.4g}", "" if place == self.best else above, draws)
-            )
+            draws = str(len(self.losses[each]))
+            rows.append((name, strength, f"{self.loss(each):.4g}", "" if each == self.best else above, draws))
         cost = (
             f"{number_of(len(self.losses) - 1, 'pair')} and the model alone, each on up to "
             f"{number_of(self.draws, 'draw')}: {self.spent:.0%} of all passes"
@@ -153,15 +151,15 @@ def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, floa
     further numbers of some places by name, such as how near their pictures are to the data.
     """
     alone, best = found.loss(ALONE), found.best
-    finite = [found.loss(place) for place in found.losses if math.isfinite(found.loss(place))]
+    finite = [found.loss(pair) for pair in found.losses if math.isfinite(found.loss(pair))]
     most = max((abs(loss - alone) for loss in finite), default=0.0) if math.isfinite(alone) else 0.0
     order = sorted(range(len(found.strengths)), key=lambda column: found.strengths[column])
 
-    def value(place: Place) -> float:
-        loss = found.loss(place)
+    def value(pair: Place) -> float:
+        loss = found.loss(pair)
         return (loss - alone) / most if most and math.isfinite(loss) else math.nan
 
-    places = [[(row, column) for column in order] for row in range(len(found.names))]
+    pairs = [[(row, column) for column in order] for row in range(len(found.names))]
     middle = order.index(best[1])
     frames = {
         (row, column): BEST if (row, column) == (best[0], middle) else BESIDE
@@ -172,23 +170,23 @@ def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, floa
     losses = ColourTable(
         "held-out loss, by strength",
         found.names,
-        [[value(place) for place in row] for row in places],
+        [[value(pair) for pair in row] for row in pairs],
         columns=[f"{found.strengths[column]:g}" for column in order],
-        words=[[f"{found.loss(place):.3g}" for place in row] for row in places],
+        words=[[f"{found.loss(pair):.3g}" for pair in row] for row in pairs],
         frames=frames,
     )
     further = [_further(found, beside)] if beside else []
     return below_each_other(found.verdict(), [], [losses, *further])
 
 
-def _further(found: Judgement, beside: Mapping[Place, Mapping[str, float]]) -> ColourTable:
-    rows = [list(one.values()) for one in beside.values()]
-    places = list(beside)
+def _further(judgement: Judgement, beside: Mapping[Place, Mapping[str, float]]) -> ColourTable:
+    rows = [list(values.values()) for values in beside.values()]
+    pairs = list(beside)
     return ColourTable(
         "pictures of the best",
-        [found.called(place) for place in places],
+        [judgement.called(pair) for pair in pairs],
         rows,
-        columns=list(beside[places[0]]),
+        columns=list(beside[pairs[0]]),
         words=[[f"{value:.3f}" for value in row] for row in rows],
-        frames={(places.index(found.best), 0): BEST} if found.best in places else {},
+        frames={(pairs.index(judgement.best), 0): BEST} if judgement.best in pairs else {},
     )

@@ -142,9 +142,9 @@ def train_network(
     out = outs[0] if outs else None
     curves = out.with_name(f"{out.stem}-curves.png") if out and options.picture and has("PIL") else None
     if first and outs:
-        found = outs if curves is None else [*outs, curves]
+        files = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite
-        check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
+        check_files(files, overwrite=replaces, make_folder=has_folder(options.dialect))
     if first and options.folder is not None:
         check_unclaimed(options.folder)
     takes_part = first or copies.sharded
@@ -255,9 +255,9 @@ def _run(
         due = _due(options.validate_every, done, total) or not history.validation
         if trainer.validation is not None and due:
             if not history.validation or history.validation[-1][0] != done:
-                found = trainer.validate()
+                loss_found = trainer.validate()
                 for tell in validated:
-                    tell(done, found)
+                    tell(done, loss_found)
             if kept and done and history.best and history.best[0] == done:
                 kept.write(trainer, "best")
             if options.patience is not None and history.waited >= options.patience:

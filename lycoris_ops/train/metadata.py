@@ -82,12 +82,12 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
 
 def _one_of(values: list[float | None]) -> float | str | None:
     """The value that all layers have, or kohya's word for different ones."""
-    found = set(values) - {None}
-    return DYNAMIC if len(found) > 1 else next(iter(found), None)
+    stated = set(values) - {None}
+    return DYNAMIC if len(stated) > 1 else next(iter(stated), None)
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:
     """The options that are written, as JSON has them."""
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    plain = {name: value for name, value in values.items() if name not in ELSEWHERE}
     return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

@@ -88,8 +88,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
     """
     # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
     # fewer layers without a module.
-    tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
-    prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
+    tried = [(each, _entry(adapter, module, each)) for each in dict.fromkeys((prefix, ""))]
+    prefix, entry = min(tried, key=lambda tried_one: len(tried_one[1].unmatched))
     for unmatched in entry.unmatched:
         if _repeats(adapter, unmatched.layer, entry, module):
             continue
@@ -114,13 +114,13 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         raise MatchError(
             "all layers of the adapter are for another part than the model",
             file=adapter.path,
-            got=f"layers of the {' and the '.join(PART_NAMES[part] for part in entry.absent)}",
+            got=f"layers of the {' and the '.join(PART_NAMES[component] for component in entry.absent)}",
             expected="layers of the model, or a prefix that says which part it is",
             hint='For a text encoder give prefix="text_model."',
         )
     sites = all_sites(module).values()
     paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for match in entry.matches:
         if match.target.rows is not None or match.window is not None:
             raise MatchError(
@@ -132,13 +132,13 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
                 hint="Write the file for this model first: save_adapter with its `model`, or the command "
                 "convert with --model",
             )
-        found[paths[match.key]] = adapter.layer(match.layer)
+        layers[paths[match.key]] = adapter.layer(match.layer)
     _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})
     beside = [
-        f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[part]}"
-        for part, layers in entry.absent.items()
+        f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[component]}"
+        for component, layers in entry.absent.items()
     ]
-    return found, [*beside, *_unread(adapter), *_unscaled(adapter), *odd_alphas(adapter)]
+    return layers, [*beside, *_unread(adapter), *_unscaled(adapter), *odd_alphas(adapter)]
 
 
 def _repeats(adapter: Adapter, layer: str, entry: EntryResolution, module: nn.Module) -> bool:

@@ -256,12 +256,12 @@ def _named(make: Any) -> Any:
     known = [each.name for each in fields(TrainOptions)]
 
     @wraps(make)
-    def checked(self: TrainOptions, *args: Any, **given: Any) -> None:
-        for name in given.keys() - set(known):
+    def checked(self: TrainOptions, *args: Any, **options: Any) -> None:
+        for name in options.keys() - set(known):
             raise unknown_name(
                 "an unknown option of a training", name, known, error=TrainError, meant=OURS.get(name)
             )
-        make(self, *args, **given)
+        make(self, *args, **options)
 
     return checked
 

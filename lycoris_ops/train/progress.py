@@ -29,13 +29,13 @@ class View(Protocol):
 
 def views(bar: bool, log: str | os.PathLike[str] | None, done: int, total: int) -> list[View]:
     """The views to show, in the first process alone. Raises TrainError where TensorBoard is missing."""
-    found: list[View] = []
+    views_shown: list[View] = []
     if processes.rank() == 0:
         if log is not None:
-            found.append(Board(log))
+            views_shown.append(Board(log))
         if bar:
-            found.append(ProgressBar(done, total) if has("tqdm") else Lines(done, total))
-    return found
+            views_shown.append(ProgressBar(done, total) if has("tqdm") else Lines(done, total))
+    return views_shown
 
 
 class ProgressBar:
@@ -112,7 +112,7 @@ def searching() -> Callable[[RaceStep], None]:
     """A callback that reports a race on stderr: its budget, each heat, and an estimate in minutes."""
     began: list[float] = []
 
-    def told(now: RaceStep) -> None:
+    def tell(now: RaceStep) -> None:
         if now.heat == 1 and now.step == 0:
             share = now.budget / now.total
             print(f"searching: at most {now.budget:.0f} steps, {share:.0%} of the training", file=sys.stderr)
@@ -125,7 +125,7 @@ def searching() -> Callable[[RaceStep], None]:
         if now.step == 0:
             print(now, file=sys.stderr)
 
-    return told
+    return tell
 
 
 class Mean:

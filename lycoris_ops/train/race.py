@@ -292,7 +292,7 @@ class _Race:
         if not best:
             lowest = min(heat.lr for heat in self.heats)
             raise TrainError("no heat has a finite loss", expected=f"a rate below {lowest:g}", key="lr")
-        left_out = [one for one in self.entrants if one not in racing]
+        left_out = [entrant for entrant in self.entrants if entrant not in racing]
         return self._outcome(best[0].name, _best(climbs[best[0].name]).lr, left_out)
 
     def _climb(
@@ -307,20 +307,22 @@ class _Race:
         going = list(racing)
         while going:
             for entrant in tuple(going):
-                found = climbs[entrant.name]
-                losses = {place: heat.loss for place, heat in found.items()}
-                place = None if self.fixed and found else following(losses, self.start)
-                if place is None or self.left - steps * entrant.step - self.judging < -1e-9:
+                heats = climbs[entrant.name]
+                losses = {step: heat.loss for step, heat in heats.items()}
+                goal = None if self.fixed and heats else following(losses, self.start)
+                if goal is None or self.left - steps * entrant.step - self.judging < -1e-9:
                     going.remove(entrant)
                     continue
-                lr = rate_at(entrant.lr, place)
-                found[place] = Heat(entrant.name, lr, steps, *self._trained(entrant, lr, steps))
-                self.heats.append(found[place])
+                lr = rate_at(entrant.lr, goal)
+                heats[goal] = Heat(entrant.name, lr, steps, *self._trained(entrant, lr, steps))
+                self.heats.append(heats[goal])
 
     def _order(self, racing: Sequence[Entrant], climbs: Mapping[str, dict[int, Heat]]) -> list[Entrant]:
         """The entrants with a finite loss, the best first."""
-        finite = [one for one in racing if any(math.isfinite(h.loss) for h in climbs[one.name].values())]
-        return sorted(finite, key=lambda one: _best(climbs[one.name]).loss)
+        finite = [
+            entrant for entrant in racing if any(math.isfinite(h.loss) for h in climbs[entrant.name].values())
+        ]
+        return sorted(finite, key=lambda entrant: _best(climbs[entrant.name]).loss)
 
     def _trained(self, entrant: Entrant, lr: float, steps: int) -> tuple[float, int]:
         """The held-out loss after a complete training of `steps` steps, and the number of parameters.
@@ -329,7 +331,7 @@ class _Race:
         """
         options = self.options
         warmup = options.warmup if options.warmup < 1 else options.warmup / max(self.steps, options.warmup)
-        whole = replace(
+        settings = replace(
             options,
             steps=max(1, steps),
             epochs=None,
@@ -348,7 +350,7 @@ class _Race:
         before = copies(list(net.parameters()))
         parameters = sum(parameter.numel() for parameter in net.parameters())
         try:
-            trainer = Trainer(net, self.loss, whole, validation=self.held_out)
+            trainer = Trainer(net, self.loss, settings, validation=self.held_out)
             if not self._stepped(trainer, entrant, lr, steps):
                 return math.inf, parameters
             self.spent += self.judging * (steps > 0)
@@ -441,9 +443,9 @@ def check_repeatable(batches: Batches) -> None:
         )
 
 
-def rate_at(lr: float, place: int) -> float:
-    """The rate `place` quarters of a decade above `lr`, with rounded factors."""
-    return float(f"{lr * 10.0 ** (place // 4) * (1, 1.8, 3, 5.5)[place % 4]:.6g}")
+def rate_at(lr: float, quarters: int) -> float:
+    """The rate `quarters` quarters of a decade above `lr`, with rounded factors."""
+    return float(f"{lr * 10.0 ** (quarters // 4) * (1, 1.8, 3, 5.5)[quarters % 4]:.6g}")
 
 
 def _corrected(losses: Mapping[int, float], start: float) -> int | None:
@@ -459,7 +461,7 @@ def _next(losses: Mapping[int, float], start: float) -> int | None:
     """
     if not losses:
         return 0
-    best = min(losses, key=lambda place: (losses[place] > start, losses[place], place))
+    best = min(losses, key=lambda step: (losses[step] > start, losses[step], step))
     if losses[best] > start:
         return min(losses) - 2
     if _hardly_fell(losses[best], start):
@@ -467,7 +469,7 @@ def _next(losses: Mapping[int, float], start: float) -> int | None:
             return best + 4
         if best + 4 in losses and best + 2 not in losses:
             return best + 2
-    lower = max((place for place in losses if place < best), default=None)
+    lower = max((step for step in losses if step < best), default=None)
     if best < max(losses):
         return best - 2 if lower is None else None
     if lower is None or _hardly_fell(losses[lower], start):

@@ -59,11 +59,11 @@ def usual_rate(net: LycorisNetwork, family: OptimiserFamily, lora_plus: float | 
         raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
     if family.one_rate:
         return family.lr
-    members = [one for one in net.members.values() if len(one.site.shape) > 1]
+    members = [member for member in net.members.values() if len(member.site.shape) > 1]
     if family.name not in SCALED or not members:
         return with_lora_plus(family.lr, lora_plus)
     logs = [
-        math.log(rate_of(one.layer.algorithm, [one.site.shape], one.layer.rank or USUAL_RANK))
-        for one in members
+        math.log(rate_of(member.layer.algorithm, [member.site.shape], member.layer.rank or USUAL_RANK))
+        for member in members
     ]
     return with_lora_plus(math.exp(sum(logs) / len(logs)), lora_plus)

@@ -149,23 +149,23 @@ class _Planned:
         return self._network
 
     def _planned(self) -> Plan:
-        given = self.given
-        if given.plan is not None and not given.started:
-            return Plan.of_json(given.plan)
-        net, options = given.net, given.options
+        inputs = self.given
+        if inputs.plan is not None and not inputs.started:
+            return Plan.of_json(inputs.plan)
+        net, options = inputs.net, inputs.options
         device = next(iter(net.parameters())).device
         dtype = AUTOCAST.get(options.autocast or "")
 
         def loss(module: Any, batch: Any) -> Tensor:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return given.loss(module, moved(batch, options.device))
+                return inputs.loss(module, moved(batch, options.device))
 
         with Chance(options.seed, "data", 0).drawn():
-            seen = list(islice(batches_of(given.batches, 0), PROBED))
-        found = probe(net.module, seen, loss, include=_plannable(net), algorithms="lora", seed=options.seed)
-        if given.plan is not None:
-            return Plan.of_json(given.plan, probe=found)
-        return plan_ranks(found, size=Budget(parameters=self.most), algorithms="lora")
+            seen = list(islice(batches_of(inputs.batches, 0), PROBED))
+        probed = probe(net.module, seen, loss, include=_plannable(net), algorithms="lora", seed=options.seed)
+        if inputs.plan is not None:
+            return Plan.of_json(inputs.plan, probe=probed)
+        return plan_ranks(probed, size=Budget(parameters=self.most), algorithms="lora")
 
     def _made(self, plan: Plan) -> LycorisNetwork:
         net, rows = self.given.net, {row.path: row for row in plan}
@@ -183,24 +183,24 @@ class _Planned:
         return _like(net, members)
 
 
-def _planned(given: _Given) -> Callable[[], LycorisNetwork] | None:
-    costs = [sum(flat_shape(shape)) for shape in _shapes(given.net)]
-    rest = given.rest
-    if not costs or min(costs) > rest or (given.net.origin == "plan" and given.kinds == {"lora"}):
+def _planned(inputs: _Given) -> Callable[[], LycorisNetwork] | None:
+    costs = [sum(flat_shape(shape)) for shape in _shapes(inputs.net)]
+    rest = inputs.rest
+    if not costs or min(costs) > rest or (inputs.net.origin == "plan" and inputs.kinds == {"lora"}):
         return None
-    return _Planned(given, rest)
+    return _Planned(inputs, rest)
 
 
-def _uniform(given: _Given) -> Callable[[], LycorisNetwork] | None:
-    net = given.net
-    rank = given.rest // max(1, sum(sum(flat_shape(shape)) for shape in _shapes(net)))
-    if rank < 1 or (net.origin == "fresh" and given.kinds == {"lora"} and not given.dora):
+def _uniform(inputs: _Given) -> Callable[[], LycorisNetwork] | None:
+    net = inputs.net
+    rank = inputs.rest // max(1, sum(sum(flat_shape(shape)) for shape in _shapes(net)))
+    if rank < 1 or (net.origin == "fresh" and inputs.kinds == {"lora"} and not inputs.dora):
         return None
     return lambda: _all_of(net, "lora", rank=rank)
 
 
-def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | str | None:
-    net, rest = given.net, given.rest
+def _whole_lokr(inputs: _Given) -> Callable[[], LycorisNetwork] | str | None:
+    net, rest = inputs.net, inputs.rest
     sizes = {factor: sum(_lokr_numbers(shape, factor) for shape in _shapes(net)) for factor in FACTORS}
     fitting = [factor for factor, size in sizes.items() if size <= rest]
     if not _shapes(net):
@@ -214,7 +214,7 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | str | None:
 
     # Leave it out, rather than find out at the end of a training that it cannot be written.
     try:
-        make().check_dialect(given.options.dialect)
+        make().check_dialect(inputs.options.dialect)
     except LycorisError as error:
         return error.problem
     return make
@@ -303,8 +303,8 @@ def search_network(
     first = first_of(batches, options.seed)
     held, rest = _held_out(validation, batches, first, options.seed)
     about = _about(net, options, first, held)
-    given = _Given(net, rest, loss, options)
-    entrants = _entrants(given)
+    inputs = _Given(net, rest, loss, options)
+    entrants = _entrants(inputs)
     names = {entrant.name for entrant in entrants}
     serving = (
         (file, kept)
@@ -316,8 +316,8 @@ def search_network(
     raced = processes.of_first(next(serving, None))
     if raced is not None:
         file, kept = raced
-        given = replace(given, plan=kept.plan, started=not resumed)
-        entrant = next(one for one in _entrants(given) if one.name == kept.name)
+        inputs = replace(inputs, plan=kept.plan, started=not resumed)
+        entrant = next(entrant for entrant in _entrants(inputs) if entrant.name == kept.name)
         if file != options.race_file:
             _write(options, kept)
         return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
@@ -326,45 +326,47 @@ def search_network(
     judged = judging(held, first, options)
     racing = entrants
     if not affordable(entrants, steps * options.search_share, judged, steps):
-        racing = [entrant for entrant in entrants if entrant.make == given.asked]
-    found = race(racing, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
+        racing = [entrant for entrant in entrants if entrant.make == inputs.asked]
+    outcome = race(racing, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if racing is not entrants:
-        found = replace(found, left_out=tuple(one.name for one in entrants if one not in racing))
+        outcome = replace(
+            outcome, left_out=tuple(entrant.name for entrant in entrants if entrant not in racing)
+        )
     if options.search == "all":
-        reasons = ((name, kind.make(given)) for name, kind in KINDS.items())
+        reasons = ((name, kind.make(inputs)) for name, kind in KINDS.items())
         unsuited = tuple(f"{name} ({why})" for name, why in reasons if isinstance(why, str))
-        found = replace(found, unsuited=unsuited)
-    if not found.heats:
-        return Searched(net, options, found)
-    winner = next(one for one in entrants if one.name == found.name)
+        outcome = replace(outcome, unsuited=unsuited)
+    if not outcome.heats:
+        return Searched(net, options, outcome)
+    winner = next(entrant for entrant in entrants if entrant.name == outcome.name)
     network = winner.make()
     plan = winner.make.plan if isinstance(winner.make, _Planned) else None
-    found = replace(found, about=about, plan=plan.json() if plan else None)
-    _write(options, found)
-    return Searched(network, replace(options, lr=found.lr), found)
+    outcome = replace(outcome, about=about, plan=plan.json() if plan else None)
+    _write(options, outcome)
+    return Searched(network, replace(options, lr=outcome.lr), outcome)
 
 
-def _entrants(given: _Given) -> list[Entrant]:
-    net, options = given.net, given.options
+def _entrants(inputs: _Given) -> list[Entrant]:
+    net, options = inputs.net, inputs.options
     family = family_of(options.optimiser)
-    kinds = sorted(given.kinds)
+    kinds = sorted(inputs.kinds)
     lr = options.lr or usual_rate(net, family, options.lora_plus)
     shapes = _shapes(net)
-    rank = max(1.0, given.most / max(1, sum(sum(flat_shape(shape)) for shape in shapes)))
+    rank = max(1.0, inputs.most / max(1, sum(sum(flat_shape(shape)) for shape in shapes)))
     # Kinds that start from a plan's gradient need LoRA's rate.
     own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
-    asked = Entrant(f"{'dora ' * given.dora}{' and '.join(kinds)} as asked", given.asked, lr)
-    found: list[Entrant] = []
+    asked = Entrant(f"{'dora ' * inputs.dora}{' and '.join(kinds)} as asked", inputs.asked, lr)
+    entrants: list[Entrant] = []
     order = sorted(KINDS, key=lambda name: rank < SMALL and KINDS[name].algorithm == "lora")
     for name in order if options.search == "all" else ():
         kind = KINDS[name]
-        make = kind.make(given)
+        make = kind.make(inputs)
         if callable(make):
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
-            found.append(Entrant(name, make, rate, kind.cost / options.accumulation, kind.step))
+            entrants.append(Entrant(name, make, rate, kind.cost / options.accumulation, kind.step))
     # A given network from a plan comes first. Any other comes after the best two.
-    found.insert(0 if net.origin == "plan" else 2, asked)
-    return found
+    entrants.insert(0 if net.origin == "plan" else 2, asked)
+    return entrants
 
 
 # Networks for the modules of another one.
@@ -397,9 +399,9 @@ def _remade(member: Member, settings: LayerSettings, seed: int) -> Member:
 
 
 def _like(net: LycorisNetwork, members: Mapping[str, Member]) -> LycorisNetwork:
-    made = LycorisNetwork(net.module, members, seed=net.seed, prefix=net.prefix, notes=net.notes)
-    made.set_multiplier(net.multiplier)
-    return made.to(next(iter(net.parameters())).device)
+    network = LycorisNetwork(net.module, members, seed=net.seed, prefix=net.prefix, notes=net.notes)
+    network.set_multiplier(net.multiplier)
+    return network.to(next(iter(net.parameters())).device)
 
 
 def _is_factored(member: Member) -> bool:
@@ -448,15 +450,15 @@ def _held_out(
         count = max(1, int(HELD * len(seen) / max(1.0, values)))
         return seen[:: -(-len(seen) // count) or 1], batches
     with Chance(seed, "data", 0).drawn():
-        found = list(islice(batches_of(batches, 0), 4 * HELD))
-    count = len(found) // 4
+        held = list(islice(batches_of(batches, 0), 4 * HELD))
+    count = len(held) // 4
     if not count:
-        return found, batches
+        return held, batches
 
     def rest(epoch: int) -> Iterable[Any]:
         return islice(batches_of(batches, epoch), count, None)
 
-    return found[:count], rest
+    return held[:count], rest
 
 
 # The race of an earlier training.
@@ -494,7 +496,7 @@ def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
         with suppress(FileFormatError, OSError):
             if file != own:
                 others.append((file.stat().st_mtime, file, _read(file)))
-    others.sort(key=lambda one: one[0], reverse=True)
+    others.sort(key=lambda each: each[0], reverse=True)
     return first + [(file, kept) for _, file, kept in others]
 
 
@@ -513,9 +515,9 @@ def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: 
     return bool(known) and not data_changes(theirs.get("data", {}), about["data"])
 
 
-def _write(options: TrainOptions, found: Race) -> None:
+def _write(options: TrainOptions, raced: Race) -> None:
     path = options.race_file
     if path is not None and processes.rank() == 0:
-        text = found.json().encode()
+        text = raced.json().encode()
         with new_files([path], len(text), make_folder=True) as (file,):
             file.write(text)

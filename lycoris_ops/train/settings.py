@@ -114,23 +114,23 @@ class LayerSettings:
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
     def with_options(
-        self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()
+        self, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()
     ) -> LayerSettings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
 
-        Messages say that the options are from `place`. `beside` has the other names that may be given there.
+        Messages say that the options are from `where`. `beside` has the other names that may be given there.
         """
-        check_names(options, [field.name for field in dataclasses.fields(self)], place, beside)
+        check_names(options, [field.name for field in dataclasses.fields(self)], where, beside)
         changed = replace(self, **options)
-        changed.check(place)
+        changed.check(where)
         return changed
 
-    def check(self, place: str) -> None:
+    def check(self, where: str) -> None:
         """Raise LycorisError for an impossible value."""
         if self.algorithm not in trainable():
             raise LycorisError(
                 "an unknown algorithm",
-                key=place,
+                key=where,
                 got=str(self.algorithm),
                 expected=either(trainable()),
                 hint="A kind that cannot begin a training can go on from a file of it, given as weights"
@@ -140,29 +140,29 @@ class LayerSettings:
         kinds = get_type_hints(type(self))
         for name, choices in (("form", get_args(MemberForm)), ("dora", (*get_args(Axis), None))):
             if getattr(self, name) not in choices:
-                raise _wrong(name, getattr(self, name), " or ".join(map(repr, choices)), place)
+                raise _wrong(name, getattr(self, name), " or ".join(map(repr, choices)), where)
         for name, others in (("rank", ()), ("conv_rank", (None,)), ("factor", (None, -1))):
             value = getattr(self, name)
             if value not in others and not (type(value) is int and value > 0):
-                raise _wrong(name, value, "a whole number above 0", place)
+                raise _wrong(name, value, "a whole number above 0", where)
         if not _are_rows(self.tokens):
-            raise _wrong("tokens", self.tokens, "a list of whole numbers, 0 or more", place)
+            raise _wrong("tokens", self.tokens, "a list of whole numbers, 0 or more", where)
         for name in ("alpha", "conv_alpha"):
             value = getattr(self, name)
             # At 0 nothing would be learned. Other trainers mean the rank by 0, which is None here.
             if value is not None and (not _between(value, 0, math.inf) or value == 0):
-                raise _wrong(name, value, "a finite number above 0", place)
+                raise _wrong(name, value, "a finite number above 0", where)
         for name in ("constraint", "lr"):
             value = getattr(self, name)
             if value is not None and not _between(value, 0, math.inf):
-                raise _wrong(name, value, "a finite number, 0 or more", place)
+                raise _wrong(name, value, "a finite number, 0 or more", where)
         for name in ("input_dropout", "rank_dropout", "module_dropout"):
             value = getattr(self, name)
             if not _between(value, 0, 1):
-                raise _wrong(name, value, "a number from 0 to below 1", place)
+                raise _wrong(name, value, "a number from 0 to below 1", where)
         for name in (name for name, kind in kinds.items() if kind is bool):
             if not isinstance(getattr(self, name), bool):
-                raise _wrong(name, getattr(self, name), "True or False", place)
+                raise _wrong(name, getattr(self, name), "True or False", where)
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from the defaults, by name."""
@@ -197,7 +197,7 @@ def trainable() -> tuple[str, ...]:
 
 
 def check_names(
-    options: Mapping[str, Any], known: Iterable[str], place: str, beside: Iterable[str] = ()
+    options: Mapping[str, Any], known: Iterable[str], where: str, beside: Iterable[str] = ()
 ) -> None:
     """Raise LycorisError for the first option that is not known, with the name that was likely meant."""
     names = set(known)
@@ -205,7 +205,7 @@ def check_names(
         if name in names:
             continue
         error = unknown_name(
-            "an unknown option", name, sorted({*names, *beside}), key=place, meant=OURS.get(name)
+            "an unknown option", name, sorted({*names, *beside}), key=where, meant=OURS.get(name)
         )
         if name in NOT_HERE:
             error.hint = NOT_HERE[name]
@@ -222,6 +222,6 @@ def _are_rows(value: Any) -> bool:
     )
 
 
-def _wrong(name: str, value: object, expected: str, place: str) -> LycorisError:
+def _wrong(name: str, value: object, expected: str, where: str) -> LycorisError:
     problem = f"an impossible value of {name}"
-    return LycorisError(problem, key=place, got=repr(value), expected=expected)
+    return LycorisError(problem, key=where, got=repr(value), expected=expected)

@@ -32,7 +32,7 @@ def sketches(samples: Iterable[Iterable[Tensor | str]]) -> list[Sketch]:
     """A sketch of each sample, given its tensors and texts in a fixed order."""
     # Cached: drawing takes longer than projecting, and samples come in few sizes.
     signs = lru_cache(maxsize=8)(_signs)
-    return [[value for part in sample for value in _sketch(part, signs)] for sample in samples]
+    return [[value for datum in sample for value in _sketch(datum, signs)] for sample in samples]
 
 
 def data_changes(
@@ -72,21 +72,21 @@ def _changes(names: Sequence[str], theirs: Sequence[_Row], ours: Sequence[_Row])
     others = Counter(
         name
         for before, now in kept
-        for name, one, other in zip(names, before, now, strict=True)
-        if not alike(one, other)
+        for name, first, other in zip(names, before, now, strict=True)
+        if not alike(first, other)
     )
     return words | {name: f"changed for {count} of {len(ours)}" for name, count in others.items()}
 
 
 def _paired(
-    theirs: Sequence[_Row], ours: Sequence[_Row], parts: Sequence[int]
+    theirs: Sequence[_Row], ours: Sequence[_Row], columns: Sequence[int]
 ) -> tuple[list[tuple[_Row, _Row]], list[_Row], list[_Row]]:
     """Pair the samples that are alike in these parts, of which 0 is one. Also returns the rest of both."""
     pairs: list[tuple[_Row, _Row]] = []
     gone: list[_Row] = []
     left: list[_Row] = []
     for before, now in zip_longest(theirs, ours):
-        if before and now and _same(before, now, parts):
+        if before and now and _same(before, now, columns):
             pairs.append((before, now))
         else:
             gone += [before] if before else []
@@ -99,7 +99,7 @@ def _paired(
         spread = 2 * CLOSE * row[0][1] if row[0] else 0.0
         index = bisect_left(ranks, _rank(row) - spread)
         while index < len(gone) and ranks[index] <= _rank(row) + spread:
-            if _same(gone[index], row, parts):
+            if _same(gone[index], row, columns):
                 ranks.pop(index)
                 pairs.append((gone.pop(index), row))
                 break
@@ -113,19 +113,19 @@ def _rank(row: _Row) -> float:
     return row[0][2] if row[0] else 0.0
 
 
-def _same(first: _Row, second: _Row, parts: Sequence[int]) -> bool:
-    return all(alike(first[part], second[part]) for part in parts)
+def _same(first: _Row, second: _Row, columns: Sequence[int]) -> bool:
+    return all(alike(first[column], second[column]) for column in columns)
 
 
-def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:
+def _sketch(datum: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:
     """The number of values, their root mean square, and projections of about that size.
 
     A text gets its length, 1 and bytes of its hash.
     """
-    if isinstance(part, str):
-        digest = hashlib.sha256(part.encode()).digest()
-        return [float(len(part)), 1.0, *(float(digest[index]) for index in range(PROJECTIONS))]
-    values = part.detach().to("cpu", torch.float32).flatten()
+    if isinstance(datum, str):
+        digest = hashlib.sha256(datum.encode()).digest()
+        return [float(len(datum)), 1.0, *(float(digest[index]) for index in range(PROJECTIONS))]
+    values = datum.detach().to("cpu", torch.float32).flatten()
     count = values.numel()
     size = float(values.square().mean().sqrt()) if count else 0.0
     return [float(count), size, *(float(values @ own) / max(1, count) ** 0.5 for own in signs(count))]

@@ -63,19 +63,21 @@ def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredL
 
 def _check_one_part(layers: Encodings) -> None:
     """Raise ConflictError for layers of several parts of a model: a folder is for a single one."""
-    parts = Counter(planned.part for planned, _ in layers if planned.part is not None)
-    if len(parts) < 2:
+    components = Counter(planned.part for planned, _ in layers if planned.part is not None)
+    if len(components) < 2:
         return
-    first = parts.most_common(1)[0][0]
+    first = components.most_common(1)[0][0]
     others = [layer for layer in layers if layer[0].part not in (None, first)]
-    counted = " and ".join(f"{number_of(count, 'layer')} of {part}" for part, count in parts.items())
+    counted = " and ".join(
+        f"{number_of(count, 'layer')} of {component}" for component, count in components.items()
+    )
     raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
 
 
-def _module(dialect: str, part: str | None, relation: Relation | None) -> Module:
+def _module(dialect: str, component: str | None, relation: Relation | None) -> Module:
     """A part of a model with all its layers' paths and kernel sizes, as far as the model is known."""
-    if relation is None or part is None:
+    if relation is None or component is None:
         return Module()
-    names = relation.written(dialect).in_part(part)
+    names = relation.written(dialect).in_part(component)
     kernels = {name.path: math.prod(name.shape[2:]) for name in names}
     return Module(tuple(kernels), kernels)

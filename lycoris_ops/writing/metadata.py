@@ -36,7 +36,7 @@ def metadata_for(
     adapter: Adapter,
     dialect: str,
     dtype: torch.dtype | None,
-    made: Sequence[Made],
+    layers: Sequence[Made],
     added: Mapping[str, str | None],
     configuration: str | None,
 ) -> dict[str, str]:
@@ -47,14 +47,14 @@ def metadata_for(
     """
     # The source's configuration is for the source's names and factors, not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
-    kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
+    kept |= plain_args(kept, {key: str(v) for layer in layers for key, v in layer.encoded.options.items()})
     if adapter.transposed:
         kept[TRANSPOSED] = "true"
-    ranks = {layer.layer.rank for layer in made} - {None}
+    ranks = {layer.layer.rank for layer in layers} - {None}
     # A joined layer has a rank of its own.
     if DIM in kept and kept[DIM] != DYNAMIC and ranks - {i.rank for i in adapter.info.values()}:
         kept |= {DIM: DYNAMIC, NETWORK_ALPHA: DYNAMIC}
-    if NETWORK_ALPHA in kept and any(alpha_changed(layer) for layer in made):
+    if NETWORK_ALPHA in kept and any(alpha_changed(layer) for layer in layers):
         kept[NETWORK_ALPHA] = DYNAMIC
     if configuration:
         kept[METADATA_KEY] = configuration
@@ -66,16 +66,16 @@ def metadata_for(
     return metadata_of(kept, added, recipe, "source_recipe")
 
 
-def alpha_changed(made: Made) -> bool:
+def alpha_changed(written_layer: Made) -> bool:
     """Whether a layer is written with another alpha than its source has.
 
     False for a layer made of several, and where alpha is no scale.
     """
-    if made.source_alpha is None or not made.layer.table.scaled_by_alpha:
+    if written_layer.source_alpha is None or not written_layer.layer.table.scaled_by_alpha:
         return False
-    _, wanted = made.encoded.configured or (None, None)
-    written = wanted.alpha if isinstance(wanted, WantedRank) else alpha_of(made.layer) or 0.0
-    return not math.isclose(written, made.source_alpha, rel_tol=1e-3)
+    _, wanted = written_layer.encoded.configured or (None, None)
+    written = wanted.alpha if isinstance(wanted, WantedRank) else alpha_of(written_layer.layer) or 0.0
+    return not math.isclose(written, written_layer.source_alpha, rel_tol=1e-3)
 
 
 def add_hashes(
@@ -83,9 +83,9 @@ def add_hashes(
     tensors: Mapping[str, Tensor],
     before: Mapping[str, str],
     dialect: str,
-    given: Mapping[str, str | None],
+    stated: Mapping[str, str | None],
 ) -> None:
-    """Add hashes of the tensors' data to the metadata in `text`, except those that are `given`.
+    """Add hashes of the tensors' data to the metadata in `text`, except those that are `stated`.
 
     Added are the hashes that the source's metadata `before` had. kohya-ss' dialect also gets those that
     kohya-ss writes: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
@@ -96,7 +96,7 @@ def add_hashes(
         DATA_HASH: DATA_HASH in before or hashes,
         MODELSPEC_HASH: MODELSPEC_HASH in before or of_modelspec,
     }
-    if any(wanted[key] and key not in given for key in wanted):
+    if any(wanted[key] and key not in stated for key in wanted):
         digest = data_hash(tensors)
         values = {DATA_HASH: digest, MODELSPEC_HASH: f"0x{digest}"}
-        text |= {key: values[key] for key in wanted if wanted[key] and key not in given}
+        text |= {key: values[key] for key in wanted if wanted[key] and key not in stated}

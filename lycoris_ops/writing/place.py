@@ -27,9 +27,9 @@ def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
     """
     if not has_folder(dialect):
         return safetensors_path(path)
-    found = check_name(path)
-    with system_errors(found):
-        return _in_folder(found, dialect)
+    path_to_write = check_name(path)
+    with system_errors(path_to_write):
+        return _in_folder(path_to_write, dialect)
 
 
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
@@ -38,9 +38,9 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
     """
-    found = files_of(path, dialect)
-    check_files(found, overwrite=overwrite, make_folder=has_folder(dialect))
-    return found
+    files = files_of(path, dialect)
+    check_files(files, overwrite=overwrite, make_folder=has_folder(dialect))
+    return files
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:

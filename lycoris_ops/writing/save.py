@@ -61,17 +61,17 @@ def adapter_tensors(
     cannot hold, and MatchError for a layer without a name in the dialect.
     """
     writer = Writer(adapter, dialect, None, None if model is None else Relation(known_shapes(model)))
-    made = [writer.make(planned) for planned in writer.plan()]
-    for one in made:
-        if one.encoded.options:
+    layers = [writer.make(planned) for planned in writer.plan()]
+    for layer in layers:
+        if layer.encoded.options:
             raise LayerError(
                 "a layer needs options that its tensors do not hold",
                 file=adapter.path,
-                key=one.planned.sources[0],
-                got=", ".join(f"{name} {value}" for name, value in one.encoded.options.items()),
+                key=layer.planned.sources[0],
+                got=", ".join(f"{name} {value}" for name, value in layer.encoded.options.items()),
                 expected="a layer without options in its file's metadata",
             )
-    keyed = {f"{m.encoded.name}.{suffix}": t for m in made for suffix, t in m.encoded.tensors.items()}
+    keyed = {f"{m.encoded.name}.{suffix}": t for m in layers for suffix, t in m.encoded.tensors.items()}
     loose = adapter.file.read(
         _loose(adapter, dialect, drop=False, same=adapter.dialect == dialect), adapter.cache, keep=False
     )
@@ -132,23 +132,23 @@ def save_adapter(
             expected="at least one layer",
             hint="Its `unreadable` says why, and so does the inspect command",
         )
-    made: list[Made] = []
+    layers: list[Made] = []
     for layer in planned:
-        made.append(writer.make(layer))
+        layers.append(writer.make(layer))
         if progress:
-            progress(len(made), len(planned))
-    configuration = writer.configuration(made, metadata or {})
+            progress(len(layers), len(planned))
+    configuration = writer.configuration(layers, metadata or {})
     folder = has_folder(dialect)
     write = write_of(dialect)
     with located(file=adapter.path):
-        held = write.held([one.encoded for one in made])
+        held = write.held([one.encoded for one in layers])
         keyed = {write.spelled(name, suffix): t for name, tensors in held for suffix, t in tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     contents = [configuration.encode()] if configuration and folder else []
     # `outs` has a third place only where a card is to be written.
     if configuration and write.card and len(outs) > 2:
-        contents.append(write.card([one.layer for one in made], configuration).encode())
-    text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
+        contents.append(write.card([one.layer for one in layers], configuration).encode())
+    text = metadata_for(adapter, dialect, dtype, layers, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
@@ -161,28 +161,33 @@ def save_adapter(
             file.write(content)
         for file in files:
             file.flush()
-        wanted = {one.planned.name: one.layer for one in made}
+        wanted = {layer.planned.name: layer.layer for layer in layers}
         check_written([Path(file.name) for file in files], header, tensors, wanted, loose, out)
         # If the source changed meanwhile, the file mixes tensors of two versions.
         adapter.file.check_unchanged()
-    told = dialect if named else adapter.dialect
-    changes = _changes(adapter, made, loose, dtype, told)
+    dialect_named = dialect if named else adapter.dialect
+    changes = _changes(adapter, layers, loose, dtype, dialect_named)
     if writer.copies:
         copies = number_of(len(writer.copies), "layer that repeats others", "layers that repeat others")
         changes += (f"{copies} left out",)
     return SaveResult(
-        str(out), size, told, len(made), changes, faults_in_comfy((m.layer for m in made), dialect)
+        str(out),
+        size,
+        dialect_named,
+        len(layers),
+        changes,
+        faults_in_comfy((m.layer for m in layers), dialect),
     )
 
 
 def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     """How ComfyUI's own loader misreads layers, one line for each fault."""
-    if whole := write_of(dialect).in_comfy:
-        return (whole,)
-    found = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
+    if fault := write_of(dialect).in_comfy:
+        return (fault,)
+    faults = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
     return tuple(
         f"ComfyUI's own loader {fault}: {number_of(count, f'{kind} layer')}. Load LoRA / LyCORIS reads it"
-        for (kind, fault), count in found.items()
+        for (kind, fault), count in faults.items()
         if fault
     )
 
@@ -274,18 +279,18 @@ def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[st
 
 
 def _changes(
-    adapter: Adapter, made: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: str
+    adapter: Adapter, layers: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: str
 ) -> tuple[str, ...]:
     """`SaveResult.changes`, the most important first."""
     # `planned.shape` is set only for layers that were cut or joined.
-    from_many = [layer for layer in made if len(layer.planned.sources) > 1]
-    partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
+    from_many = [layer for layer in layers if len(layer.planned.sources) > 1]
+    partial = [layer for layer in layers if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}
-    remarks = Counter(remark for layer in made for remark in layer.encoded.remarks)
-    given = [layer for layer in made if layer.source_alpha is None and ALPHA in layer.encoded.tensors]
+    remarks = Counter(remark for layer in layers for remark in layer.encoded.remarks)
+    with_alpha = [layer for layer in layers if layer.source_alpha is None and ALPHA in layer.encoded.tensors]
     # Files with a configuration in the metadata have the scale in a factor instead.
     within = dialect in WRITES and WRITES[dialect].configuration == "within"
-    corrected = [layer for layer in made if not within and alpha_changed(layer)]
+    corrected = [layer for layer in layers if not within and alpha_changed(layer)]
     joined = sum(len(m.planned.sources) for m in from_many)
     dropped = _dropped(adapter, loose)
     lines = [
@@ -297,7 +302,7 @@ def _changes(
         ),
         (bool(from_many), f"{number_of(joined, 'layer')} joined into {len(from_many)}"),
         *((True, _counted(remark, count)) for remark, count in remarks.items()),
-        (bool(given), f"alpha written for {number_of(len(given), 'layer')} without one"),
+        (bool(with_alpha), f"alpha written for {number_of(len(with_alpha), 'layer')} without one"),
         (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
         (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
         (dropped > 0, f"{number_of(dropped, 'unknown key')} left out"),

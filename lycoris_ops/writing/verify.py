@@ -43,12 +43,12 @@ def check_written(
         for key, info in held.tensors.items():
             if info[:2] != file.tensors[key][:2]:
                 raise LayerError("a tensor has another shape or dtype", key=key, got=str(file.tensors[key]))
-        found = read_adapter(held, config, TensorCache(0))
-        if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
-            strange = sorted(set(found.info).symmetric_difference(layers))
+        adapter = read_adapter(held, config, TensorCache(0))
+        if set(adapter.info) != set(layers) or not set(loose) <= set(adapter.file.tensors):
+            strange = sorted(set(adapter.info).symmetric_difference(layers))
             raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
         for name, layer in layers.items():
-            if wrong := difference(layer, found.layer(name, keep=False)):
+            if wrong := difference(layer, adapter.layer(name, keep=False)):
                 raise LayerError("a layer differs", got=f"{name}: {wrong}")
     except LycorisError as error:
         raise WriteError(
@@ -66,10 +66,10 @@ def _check_bytes(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> No
         if file.read(len(header)) != header:
             raise LayerError("it has another header")
         for key, tensor in tensors.items():
-            found, meant = bytearray(tensor.nbytes), cast("Any", raw_bytes(tensor))
-            read_exactly(file, memoryview(found), str(path))
+            stored, meant = bytearray(tensor.nbytes), cast("Any", raw_bytes(tensor))
+            read_exactly(file, memoryview(stored), str(path))
             # A bytearray is compared as it lies in memory, a memoryview value by value.
-            if found != meant:
+            if stored != meant:
                 raise LayerError("a tensor has other values", key=key)
         if file.read(1):
             raise LayerError("it holds more than its tensors")

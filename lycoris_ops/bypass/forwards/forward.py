@@ -55,8 +55,8 @@ class Prepared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
-        tensors = [one for item in items for one in tensors_of(item.form)]
-        learns = any(one.requires_grad for one in tensors)
+        tensors = [tensor for item in items for tensor in tensors_of(item.form)]
+        learns = any(tensor.requires_grad for tensor in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
         # Kept only where needed: tensors that `make` moved to a device would be in memory twice.
@@ -76,8 +76,10 @@ class Prepared(Generic[T]):
         if self._kinds:
             return self._make(self._items) if self._made is None else self._made
         made, self._kinds = self._make(self._items), [(one.dtype, one.device) for one in self.reads]
-        found = tensors_of(made)
-        own = bool(found) and all(any(one is other for other in self.reads) for one in found)
+        own_tensors = tensors_of(made)
+        own = bool(own_tensors) and all(
+            any(tensor is other for other in self.reads) for tensor in own_tensors
+        )
         self._made = made if own else None
         return made
 

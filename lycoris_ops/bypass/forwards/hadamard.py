@@ -95,10 +95,10 @@ class HadamardForward:
         first = 0
         for ((w1_a, w1_b, w2_a, w2_b), scale, slot), own in zip(factors, self.ranks, strict=True):
             kept = slice(first, first + own)
-            one, two = left[:, kept], right[kept]
+            kept_left, kept_right = left[:, kept], right[kept]
             scaled = w1_a * (scale * strengths[slot])
-            torch.mul(scaled[:, :, None], w2_a[:, None, :], out=one.view(rows, w1_a.shape[1], -1))
-            torch.mul(w1_b[:, None, :], w2_b[None, :, :], out=two.view(len(w1_b), len(w2_b), -1))
+            torch.mul(scaled[:, :, None], w2_a[:, None, :], out=kept_left.view(rows, w1_a.shape[1], -1))
+            torch.mul(w1_b[:, None, :], w2_b[None, :, :], out=kept_right.view(len(w1_b), len(w2_b), -1))
             first += own
         return left, right
 
@@ -112,12 +112,12 @@ class HadamardForward:
             for (w1_a, w1_b, w2_a, w2_b), scale, slot in factors:
                 strength = scale * strengths[slot]
                 if learns:
-                    one = Hadamard(w1_a, w1_b, w2_a, w2_b, strength).dense(w1_a.dtype, w1_a.device)
-                    total = one if total is None else total + one
+                    w1 = Hadamard(w1_a, w1_b, w2_a, w2_b, strength).dense(w1_a.dtype, w1_a.device)
+                    total = w1 if total is None else total + w1
                     continue
-                one = torch.mm(w1_a[start:stop], w1_b)
-                two = torch.mm(w2_a[start:stop] * strength, w2_b)
-                total = one.mul_(two) if total is None else total.addcmul_(one, two)
+                w1 = torch.mm(w1_a[start:stop], w1_b)
+                w2 = torch.mm(w2_a[start:stop] * strength, w2_b)
+                total = w1.mul_(w2) if total is None else total.addcmul_(w1, w2)
             assert total is not None
             values = total.to(self.dtype)
             if self.geometry.kernel:
@@ -130,7 +130,7 @@ class HadamardForward:
 
 
 def _learn(factors: HadamardFactors) -> bool:
-    return recorded(*(part for parts, _, _ in factors for part in parts))
+    return recorded(*(factor for factors_of, _, _ in factors for factor in factors_of))
 
 
 def _factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> HadamardFactors:

@@ -67,38 +67,40 @@ class KroneckerForward:
         self.reads = self.factors.reads
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        for one in self.factors():
-            w1, alpha = one.w1, one.scale * strengths[one.slot]
+        for factors in self.factors():
+            w1, alpha = factors.w1, factors.scale * strengths[factors.slot]
             if self.dtype == torch.float16:
                 # Scale before the product, which could overflow float16 otherwise.
                 w1, alpha = w1 * alpha, 1.0
             w1 = w1.to(self.dtype)
-            met = x if one.columns is None else x * self.geometry.per_channel(one.columns)
+            met = x if factors.columns is None else x * self.geometry.per_channel(factors.columns)
             if self.geometry.kernel:
-                self._add(y, self._convolved(met, w1, one), one, alpha)
-            elif one.rows is None and y.is_contiguous():
+                self._add(y, self._convolved(met, w1, factors), factors, alpha)
+            elif factors.rows is None and y.is_contiguous():
                 # The last matrix product can add to y directly.
-                y = _plus_product(y, met, w1, one, alpha)
+                y = _plus_product(y, met, w1, factors, alpha)
             else:
-                change = torch.zeros(len(y), _size(one), dtype=y.dtype, device=y.device)
-                self._add(y, _plus_product(change, met, w1, one, 1.0), one, alpha)
+                change = torch.zeros(len(y), _size(factors), dtype=y.dtype, device=y.device)
+                self._add(y, _plus_product(change, met, w1, factors, 1.0), factors, alpha)
         return y
 
-    def _convolved(self, x: Tensor, w1: Tensor, one: _Factors) -> Tensor:
-        batch, parts = len(x), w1.shape[1]
+    def _convolved(self, x: Tensor, w1: Tensor, factors: _Factors) -> Tensor:
+        batch, blocks = len(x), w1.shape[1]
         # Each part of the channels is convolved as one more item of the batch.
-        cut = x.reshape(batch * parts, x.shape[1] // parts, *x.shape[2:])
-        inner = self.geometry.product(cut, one.right)
-        places, rest = inner.shape[2:], inner.flatten(1)
-        mixed = _mixed(w1, rest.view(batch, parts, rest.shape[1]))
-        if one.left is None:
-            return mixed.view(batch, _size(one), *places)
-        hidden = mixed.view(batch * len(w1), len(one.right), places.numel())
-        return torch.matmul(one.left, hidden).view(batch, _size(one), *places)
+        cut = x.reshape(batch * blocks, x.shape[1] // blocks, *x.shape[2:])
+        inner = self.geometry.product(cut, factors.right)
+        positions, rest = inner.shape[2:], inner.flatten(1)
+        mixed = _mixed(w1, rest.view(batch, blocks, rest.shape[1]))
+        if factors.left is None:
+            return mixed.view(batch, _size(factors), *positions)
+        hidden = mixed.view(batch * len(w1), len(factors.right), positions.numel())
+        return torch.matmul(factors.left, hidden).view(batch, _size(factors), *positions)
 
-    def _add(self, y: Tensor, change: Tensor, one: _Factors, alpha: float) -> None:
+    def _add(self, y: Tensor, change: Tensor, factors: _Factors, alpha: float) -> None:
         """Add alpha times the change, with the factors of its rows."""
-        y.add_(change if one.rows is None else change * self.geometry.per_channel(one.rows), alpha=alpha)
+        y.add_(
+            change if factors.rows is None else change * self.geometry.per_channel(factors.rows), alpha=alpha
+        )
 
 
 def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> list[_Factors]:
@@ -123,45 +125,47 @@ def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
     )
 
 
-def _size(one: _Factors) -> int:
+def _size(factors: _Factors) -> int:
     """The number of rows of the product."""
-    return len(one.w1) * len(one.right if one.left is None else one.left)
+    return len(factors.w1) * len(factors.right if factors.left is None else factors.left)
 
 
-def _plus_product(y: Tensor, x: Tensor, w1: Tensor, one: _Factors, alpha: float) -> Tensor:
+def _plus_product(y: Tensor, x: Tensor, w1: Tensor, factors: _Factors, alpha: float) -> Tensor:
     """y, which must be contiguous, with alpha * w1 @ x.view(i, j) @ w2^T added for each token.
 
     A full w2 is multiplied before or after w1, whichever takes fewer multiplications: l (i + k) j with w1
     first, i (j + l) k with w2 first; in training see LEARNING.
     """
-    tokens, (outer, parts), (k, j) = x.shape[0], w1.shape, one.right.shape
-    learns = recorded(y, x, w1, one.right)
-    if one.left is not None:
-        inner = torch.mm(x.view(tokens * parts, j), one.right.T)
-        mixed = _mixed(w1, inner.view(tokens, parts, k))
-        total = y.view(tokens * outer, len(one.left))
-        found = plus_product(total, mixed.view(tokens * outer, k), one.left.T, alpha)
-    elif (LEARNING if learns else 1) * outer * (parts + k) * j <= parts * (j + outer) * k:
-        mixed = _mixed(w1, x.view(tokens, parts, j))
-        found = plus_product(y.view(tokens * outer, k), mixed.view(tokens * outer, j), one.right.T, alpha)
+    tokens, (outer, blocks), (k, j) = x.shape[0], w1.shape, factors.right.shape
+    learns = recorded(y, x, w1, factors.right)
+    if factors.left is not None:
+        inner = torch.mm(x.view(tokens * blocks, j), factors.right.T)
+        mixed = _mixed(w1, inner.view(tokens, blocks, k))
+        total = y.view(tokens * outer, len(factors.left))
+        changed = plus_product(total, mixed.view(tokens * outer, k), factors.left.T, alpha)
+    elif (LEARNING if learns else 1) * outer * (blocks + k) * j <= blocks * (j + outer) * k:
+        mixed = _mixed(w1, x.view(tokens, blocks, j))
+        changed = plus_product(
+            y.view(tokens * outer, k), mixed.view(tokens * outer, j), factors.right.T, alpha
+        )
     elif not learns or transformed() or x.numel() < PIECE:
-        found = plus_product(*_operands(y, x, w1, one.right), alpha)
+        changed = plus_product(*_operands(y, x, w1, factors.right), alpha)
     else:
         learned: Any = _InnerFirst
-        found = learned.apply(y.view(tokens, outer, k), x, w1, one.right, alpha)
-    return found.view(y.shape)
+        changed = learned.apply(y.view(tokens, outer, k), x, w1, factors.right, alpha)
+    return changed.view(y.shape)
 
 
-def _mixed(w1: Tensor, parts: Tensor) -> Tensor:
-    """w1 @ x for each x (i, n) of `parts`; `matmul` would copy all of them where w1 requires gradients."""
-    return torch.bmm(w1.expand(parts.shape[0], *w1.shape), parts)
+def _mixed(w1: Tensor, vectors: Tensor) -> Tensor:
+    """w1 @ x for each x (i, n) of `vectors`; `matmul` would copy all of them where w1 requires gradients."""
+    return torch.bmm(w1.expand(vectors.shape[0], *w1.shape), vectors)
 
 
 def _operands(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y, w1 and x.view(i, j) @ w2^T for each token, as `baddbmm` takes them."""
-    tokens, (outer, parts), (k, j) = x.shape[0], w1.shape, w2.shape
-    inner = torch.mm(x.view(tokens * parts, j), w2.T).view(tokens, parts, k)
-    return y.view(tokens, outer, k), w1.expand(tokens, outer, parts), inner
+    tokens, (outer, blocks), (k, j) = x.shape[0], w1.shape, w2.shape
+    inner = torch.mm(x.view(tokens * blocks, j), w2.T).view(tokens, blocks, k)
+    return y.view(tokens, outer, k), w1.expand(tokens, outer, blocks), inner
 
 
 class _InnerFirst(torch.autograd.Function):
@@ -172,28 +176,28 @@ class _InnerFirst(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        *tensors, ctx.alpha = given
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, ctx.alpha = inputs
         ctx.save_for_backward(*tensors[1:])
         return torch.baddbmm(*_operands(*tensors), alpha=ctx.alpha)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, w1, w2), (gradient,) = ctx.saved_tensors, gradients
-        tokens, parts, (k, j) = len(x), w1.shape[1], w2.shape
-        whole, cut = gradient.contiguous(), x.view(tokens * parts, j)
+        tokens, blocks, (k, j) = len(x), w1.shape[1], w2.shape
+        flat, cut = gradient.contiguous(), x.view(tokens * blocks, j)
         for_x = for_w1 = for_w2 = None
         if ctx.needs_input_grad[2]:
             # In pieces that stay in the cache of a CPU, added up in float32 or float64.
             step = max(1, PIECE // x.shape[1]) if x.device.type == "cpu" else tokens
             for_w1 = torch.zeros(w1.shape, dtype=compute_dtype(w1.dtype), device=w1.device)
             for start in range(0, tokens, step):
-                inner = torch.mm(cut[start * parts : (start + step) * parts], w2.T).view(-1, parts, k)
-                products = torch.bmm(whole[start : start + step], inner.transpose(1, 2))
+                inner = torch.mm(cut[start * blocks : (start + step) * blocks], w2.T).view(-1, blocks, k)
+                products = torch.bmm(flat[start : start + step], inner.transpose(1, 2))
                 for_w1 = for_w1 + products.sum(0, dtype=for_w1.dtype)
             for_w1 = (ctx.alpha * for_w1).to(w1.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            mixed = _mixed(ctx.alpha * w1.T, whole).view(tokens * parts, k)
+            mixed = _mixed(ctx.alpha * w1.T, flat).view(tokens * blocks, k)
             for_x = torch.mm(mixed, w2).view(x.shape)
             for_w2 = torch.mm(mixed.T, cut)
         return gradient, for_x, for_w1, for_w2, None

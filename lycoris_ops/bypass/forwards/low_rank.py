@@ -63,15 +63,15 @@ class LowRankForward:
         alphas, rest = _divided([[scales[number] for number in run] for run, _ in runs])
         if any(scale != 1.0 for scale in rest):
             hidden = self._scaled(hidden, rest, up)
-        parts = [
-            part if factor is None else (part * factor).to(part.dtype)
-            for part, (_, factor) in zip(self._cut(hidden, runs), runs, strict=True)
+        pieces = [
+            piece if factor is None else (piece * factor).to(piece.dtype)
+            for piece, (_, factor) in zip(self._cut(hidden, runs), runs, strict=True)
         ]
         if len(set(alphas)) == 1:
-            return self._raised(y, joined(parts, 1), up, alphas[0])
+            return self._raised(y, joined(pieces, 1), up, alphas[0])
         # Each run keeps its own `alpha`, so that a run with the factor 1 is rounded as without the others.
-        for part, own, alpha in zip(parts, self._cut(up, runs), alphas, strict=True):
-            y = self._raised(y, part, own, alpha)
+        for cut, own, alpha in zip(pieces, self._cut(up, runs), alphas, strict=True):
+            y = self._raised(y, cut, own, alpha)
         return y
 
     def _scaled(self, hidden: Tensor, scales: Sequence[float], up: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ class LowRankForward:
         if self.geometry.groups > 1:
             return y.add_(self.geometry.mix(hidden, up), alpha=alpha)
         total = y.flatten(2)
-        found = plus_product(total, up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
-        return y if found is total else found.view(y.shape)
+        raised = plus_product(total, up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
+        return y if raised is total else raised.view(y.shape)
 
     def _diagonal(self, scales: Sequence[float], like: Tensor) -> Tensor:
         """A factor for each row of down, kept until the strengths change."""
@@ -120,8 +120,8 @@ class LowRankForward:
                 for _ in range(rank)
             ]
             with outliving():
-                found = torch.tensor(values, dtype=compute_dtype(like.dtype)).to(like.device)
-                self._held = (key, found)
+                diagonal = torch.tensor(values, dtype=compute_dtype(like.dtype)).to(like.device)
+                self._held = (key, diagonal)
         return self._held[1]
 
 
@@ -131,8 +131,8 @@ def _divided(runs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]
     The scale that all layers of a run share becomes its `alpha` and leaves 1. Else the `alpha` is 1.
     """
     even = [len(set(scales)) == 1 for scales in runs]
-    alphas = [scales[0] if one else 1.0 for scales, one in zip(runs, even, strict=True)]
-    rest = [1.0 if one else scale for scales, one in zip(runs, even, strict=True) for scale in scales]
+    alphas = [scales[0] if same else 1.0 for scales, same in zip(runs, even, strict=True)]
+    rest = [1.0 if same else scale for scales, same in zip(runs, even, strict=True) for scale in scales]
     return alphas, rest
 
 

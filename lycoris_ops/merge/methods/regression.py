@@ -37,8 +37,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     live = values > CUT * values[-1]
     inverse = (vectors * torch.where(live, 1 / (values + ridge).clamp(min=1e-300), 0.0)) @ vectors.T
     share = ridge / deltas.count * torch.eye(len(total), dtype=total.dtype)
-    parts = zip(changes, grams, deltas.strengths, strict=True)
-    merged = added([strength * one @ (gram + share) for one, gram, strength in parts]) @ inverse
+    terms = zip(changes, grams, deltas.strengths, strict=True)
+    merged = added([strength * one @ (gram + share) for one, gram, strength in terms]) @ inverse
     return deltas.lifted([Dense(merged)])
 
 

@@ -37,7 +37,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Every record, by the name of its file."""
 _RECORDS = tuple(ARCHITECTURES.values())
-TRAINED: tuple[Training, ...] = tuple(one for record in _RECORDS for one in record.trained)
+TRAINED: tuple[Training, ...] = tuple(training for record in _RECORDS for training in record.trained)
 """How each model of the host is trained by default."""
 FRAME_RATES: Mapping[str, float | None] = {
     kind: rate for record in _RECORDS for kind, rate in record.frame_rates.items()
@@ -63,12 +63,12 @@ def tokens_of(shapes: Mapping[str, Shape]) -> Mapping[str, Tokens]:
     shapes: the shapes of its weights by path.
     """
     model = recognise(shapes)
-    record = next((one for one in _RECORDS if model is not None and model.layout in one.layouts), None)
+    record = next((known for known in _RECORDS if model is not None and model.layout in known.layouts), None)
     if record is None or not record.tokens:
         return {}
     kinds = {_below(path): kind for path, kind in record.tokens.items()}
     return {
-        path: next((kind for pattern, kind in kinds.items() if pattern.search(path)), "text")
+        path: next((kind for expression, kind in kinds.items() if expression.search(path)), "text")
         for path in shapes
     }
 
@@ -95,7 +95,7 @@ def signals_of(paths: Iterable[str]) -> Mapping[str, Signal]:
     # Most models have no sound, and there are many layers.
     if not any("audio" in path for path in paths):
         return {}
-    found: dict[str, Signal] = {
+    signals: dict[str, Signal] = {
         path: signal for path in paths for known, signal in _SIGNALS.items() if known.search(path)
     }
-    return found if len({*found.values()}) > 1 else {}
+    return signals if len({*signals.values()}) > 1 else {}

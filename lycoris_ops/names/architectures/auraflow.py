@@ -59,7 +59,7 @@ ARCHITECTURE = Architecture(
         "init_x_linear": "places",
         **dict.fromkeys((f"double_layers.*.attn.w2{letter}" for letter in "qkvo"), "places"),
         "double_layers.*.mlpX": "places",
-        **dict.fromkeys((f"single_layers.*.{part}" for part in ("attn", "mlp")), "text, places"),
+        **dict.fromkeys((f"single_layers.*.{sublayer}" for sublayer in ("attn", "mlp")), "text, places"),
         "final_linear": "places",
     },
     families=(

@@ -12,7 +12,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("layers.*.adaLN_sa_ln", "final_linear"), diffusers=same("**")),),
     tokens={
         "x_embedder": "places",
-        **dict.fromkeys((f"layers.*.{part}" for part in ("self_attention", "mlp")), "places, text"),
+        **dict.fromkeys((f"layers.*.{sublayer}" for sublayer in ("self_attention", "mlp")), "places, text"),
         "final_linear": "places, text",
     },
 )

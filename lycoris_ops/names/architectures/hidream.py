@@ -29,7 +29,7 @@ ARCHITECTURE = Architecture(
         ),
         "double_stream_blocks.*.block.ff_i": "places",
         **dict.fromkeys(
-            (f"single_stream_blocks.*.block.{part}" for part in ("attn1", "ff_i")), "places, text"
+            (f"single_stream_blocks.*.block.{sublayer}" for sublayer in ("attn1", "ff_i")), "places, text"
         ),
         "final_layer.linear": "places",
     },

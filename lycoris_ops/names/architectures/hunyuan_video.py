@@ -133,7 +133,7 @@ ARCHITECTURE = Architecture(
     ),
     tokens={
         "img_in": "places",
-        **dict.fromkeys((f"double_blocks.*.img_{part}" for part in ("attn", "mlp")), "places"),
+        **dict.fromkeys((f"double_blocks.*.img_{sublayer}" for sublayer in ("attn", "mlp")), "places"),
         **dict.fromkeys((f"single_blocks.*.linear{n}" for n in "12"), "text, places"),
         "final_layer.linear": "places",
     },

@@ -27,7 +27,9 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("embed_image_indicator", "layers.*.attention.qkv"), diffusers=DIFFUSERS),),
     tokens={
         "input_proj": "text, places",
-        **dict.fromkeys((f"layers.*.{part}" for part in ("attention", "feed_forward")), "text, places"),
+        **dict.fromkeys(
+            (f"layers.*.{sublayer}" for sublayer in ("attention", "feed_forward")), "text, places"
+        ),
         "final_layer.linear": "text, places",
     },
 )

@@ -17,7 +17,9 @@ ARCHITECTURE = Architecture(
     ),
     tokens={
         "img_in": "places",
-        **dict.fromkeys((f"double_blocks.*.attn.img_attn_{part}" for part in ("qkv", "proj")), "places"),
+        **dict.fromkeys(
+            (f"double_blocks.*.attn.img_attn_{sublayer}" for sublayer in ("qkv", "proj")), "places"
+        ),
         "double_blocks.*.img_mlp": "places",
         "proj_out": "places",
     },

@@ -24,8 +24,8 @@ ARCHITECTURE = Architecture(
         ),
         **dict.fromkeys(
             (
-                f"visual_transformer_blocks.*.{part}"
-                for part in ("self_attention", "cross_attention", "feed_forward")
+                f"visual_transformer_blocks.*.{sublayer}"
+                for sublayer in ("self_attention", "cross_attention", "feed_forward")
             ),
             "places",
         ),

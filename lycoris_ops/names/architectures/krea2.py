@@ -44,7 +44,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("txtfusion.projector", "blocks.*.attn.wq"), diffusers=DIFFUSERS),),
     tokens={
         "first": "places",
-        **dict.fromkeys((f"blocks.*.{part}" for part in ("attn", "mlp")), "text, places"),
+        **dict.fromkeys((f"blocks.*.{sublayer}" for sublayer in ("attn", "mlp")), "text, places"),
         "last.linear": "text, places",
     },
     families=(

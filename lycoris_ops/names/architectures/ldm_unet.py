@@ -72,21 +72,21 @@ def _side(
     ours, theirs: the list of blocks in the model and in diffusers. resampler, resampled: the layer of a
     resampler in the model and in diffusers.
     """
-    found: dict[str, Meaning] = {}
+    names: dict[str, Meaning] = {}
     level, number = 0, 0
     for block, layers in sorted(blocks.items()):
         resamples = False
         for layer, children in sorted(layers.items()):
-            place = f"{ours}.{block}.{layer}"
+            path = f"{ours}.{block}.{layer}"
             if resampler in children:
-                found[f"{theirs}.{level}.{resampled}"] = f"{place}.{resampler}"
+                names[f"{theirs}.{level}.{resampled}"] = f"{path}.{resampler}"
                 resamples = True
             elif "in_layers" in children:
-                found |= under(f"{theirs}.{level}.resnets.{number}", place, RESNET)
+                names |= under(f"{theirs}.{level}.resnets.{number}", path, RESNET)
             else:
-                found |= under(f"{theirs}.{level}.attentions.{number}", place, TRANSFORMER)
+                names |= under(f"{theirs}.{level}.attentions.{number}", path, TRANSFORMER)
         level, number = (level + 1, 0) if resamples else (level, number + 1)
-    return found
+    return names
 
 
 MARKS = ("input_blocks.0.0", "input_blocks.1.0.in_layers.2")
@@ -137,10 +137,10 @@ ARCHITECTURE = Architecture(
         Layout(MARKS, table, component="unet", kohya_has_diffusers=True),
     ),
     aside={
-        **dict.fromkeys((f"{place}.emb_layers" for place in PLACES), "modulation"),
-        **dict.fromkeys((f"{place}.time_stack.emb_layers" for place in PLACES), "modulation"),
+        **dict.fromkeys((f"{path}.emb_layers" for path in PLACES), "modulation"),
+        **dict.fromkeys((f"{path}.time_stack.emb_layers" for path in PLACES), "modulation"),
         # SVD.
-        **dict.fromkeys((f"{place}.time_pos_embed" for place in PLACES), "embedders of frame numbers"),
+        **dict.fromkeys((f"{path}.time_pos_embed" for path in PLACES), "embedders of frame numbers"),
     },
     tokens={
         **dict.fromkeys(("emb_layers", "time_stack", "time_pos_embed", "time_mixer"), "text"),

@@ -11,7 +11,9 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("txt_in", f"{BLOCK}.attn.img_qkv", f"{BLOCK}.attn.to_add_out")),),
     tokens={
         "img_in": "places",
-        **dict.fromkeys((f"{BLOCK}.{part}" for part in ("attn.img_qkv", "attn.to_out", "img_mlp")), "places"),
+        **dict.fromkeys(
+            (f"{BLOCK}.{sublayer}" for sublayer in ("attn.img_qkv", "attn.to_out", "img_mlp")), "places"
+        ),
         "proj_out": "places",
     },
 )

@@ -117,7 +117,7 @@ def fused(*paths: str) -> Meaning:
 def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
     """A table with its names below the path `theirs`, and its meanings below the model's path `ours`."""
     return {
-        f"{theirs}.{name}": tuple(part.through(lambda path: f"{ours}.{path}") for part in _parts(meaning))
+        f"{theirs}.{name}": tuple(share.through(lambda path: f"{ours}.{path}") for share in _parts(meaning))
         for name, meaning in table.items()
     }
 
@@ -201,66 +201,66 @@ class Model:
     def _expanded(self, rows: Naming) -> dict[str, Shares]:
         """The entries of a table whose layers the model has, with numbers and paths in place of the stars."""
         table = rows(self.shapes) if callable(rows) else rows
-        found: dict[str, Shares] = {}
+        entries: dict[str, Shares] = {}
         named: set[str] = set()
         # From exact to general: skip names and layers that a more exact entry has.
         for stars in ("", "*", "**"):
-            exact = dict(found)
+            exact = dict(entries)
             for name, meaning in table.items():
                 if _stars(name) == stars:
-                    for filled, parts in self._filled(name, _parts(meaning)):
-                        paths = {part.path for part in parts}
+                    for filled, shares in self._filled(name, _parts(meaning)):
+                        paths = {share.path for share in shares}
                         if filled not in exact and paths <= self.shapes.keys() and not paths & named:
-                            found[filled] = parts
-            named = {part.path for parts in found.values() for part in parts}
-        return found
+                            entries[filled] = shares
+            named = {share.path for shares in entries.values() for share in shares}
+        return entries
 
-    def _filled(self, name: str, parts: Shares) -> Iterator[tuple[str, Shares]]:
+    def _filled(self, name: str, shares: Shares) -> Iterator[tuple[str, Shares]]:
         """Repeat an entry for each layer of the model that its stars match."""
         if name.endswith("**"):
-            root = _regex(parts[0].path.removesuffix("**"))
+            root = _regex(shares[0].path.removesuffix("**"))
             for path in self.shapes:
                 if match := root.match(path):
                     rest = path[match.end() :]
                     yield _fill(name.removesuffix("**"), match.groups()) + rest, (Share(path),)
             return
-        for numbers in _matches(parts[0].path, self.forms):
-            filled = tuple(part.through(lambda path, n=numbers: _fill(path, n)) for part in parts)
+        for numbers in _matches(shares[0].path, self.forms):
+            filled = tuple(share.through(lambda path, n=numbers: _fill(path, n)) for share in shares)
             yield _fill(name, numbers), filled
 
     def _placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
         """Names with the places that they mean, without names whose rows the shapes do not show."""
-        found: dict[str, Places] = {}
-        for name, parts in names.items():
+        meanings: dict[str, Places] = {}
+        for name, shares in names.items():
             # Only layers with the same inputs can be fused. In cross-attention, keys can have other inputs
             # than queries.
-            columns = {self.shapes[part.path][1:] if self.shapes[part.path] else None for part in parts}
-            if len(parts) > 1 and (len(columns) > 1 or None in columns):
+            columns = {self.shapes[share.path][1:] if self.shapes[share.path] else None for share in shares}
+            if len(shares) > 1 and (len(columns) > 1 or None in columns):
                 continue
-            places = [self._place(part) for part in parts]
-            known = tuple(place for place in places if place)
-            if len(known) == len(parts):
-                found[name] = known
-        return found
+            targets = [self._place(share) for share in shares]
+            known = tuple(target for target in targets if target)
+            if len(known) == len(shares):
+                meanings[name] = known
+        return meanings
 
-    def _place(self, part: Share) -> Place | None:
-        path = self.real.get(part.path, part.path)
-        if (part.first, part.end) == (0, part.of):
+    def _place(self, share: Share) -> Place | None:
+        path = self.real.get(share.path, share.path)
+        if (share.first, share.end) == (0, share.of):
             return Place(path)
-        bounds = self._bounds(part)
-        return Place(path, (bounds[part.first], bounds[part.end])) if bounds else None
+        bounds = self._bounds(share)
+        return Place(path, (bounds[share.first], bounds[share.end])) if bounds else None
 
-    def _bounds(self, part: Share) -> tuple[int, ...]:
+    def _bounds(self, share: Share) -> tuple[int, ...]:
         """The first row of each part of a layer, and the last end; () where the shapes do not show them."""
-        shape = self.shapes[part.path]
-        if part.output is not None:
-            ends = qkv_ends(shape, self.shapes.get(part.output, ()))
+        shape = self.shapes[share.path]
+        if share.output is not None:
+            ends = qkv_ends(shape, self.shapes.get(share.output, ()))
             return (0, *ends) if ends else ()
-        like = shape if part.like is None else self.shapes.get(part.like, ())
-        if not shape or not like or (part.like is None and shape[0] % part.of):
+        like = shape if share.like is None else self.shapes.get(share.like, ())
+        if not shape or not like or (share.like is None and shape[0] % share.of):
             return ()
-        unit = like[0] if part.like else shape[0] // part.of
-        bounds = (*(n * unit for n in range(part.of)), shape[0])
+        unit = like[0] if share.like else shape[0] // share.of
+        bounds = (*(n * unit for n in range(share.of)), shape[0])
         # With `like`, there may be no rows left for the last part.
         return bounds if bounds[-2] < bounds[-1] else ()
 
@@ -296,32 +296,32 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
 
 def _counted(names: Mapping[str, Shares]) -> dict[str, Shares]:
     """OneTrainer's names of the parts of a layer: the layer's path and the number of the part, from 0."""
-    split = [parts[0] for parts in names.values() if len(parts) == 1 and parts[0].of > 1]
-    return {f"{part.path}.{part.first}": (part,) for part in split}
+    split = [shares[0] for shares in names.values() if len(shares) == 1 and shares[0].of > 1]
+    return {f"{share.path}.{share.first}": (share,) for share in split}
 
 
 def _following(names: Mapping[str, Shares]) -> dict[str, Shares]:
     """diffusers' names of fused projections, and `to_out` for `to_out.0`: some tools leave out the index."""
-    found: dict[str, Shares] = {}
-    for name, parts in names.items():
+    usual: dict[str, Shares] = {}
+    for name, shares in names.items():
         parent, _, last = name.rpartition(".")
         if name.endswith(".to_out.0"):
-            found[parent] = parts
+            usual[parent] = shares
         for together, apart in FUSED.items():
             children = [names.get(f"{parent}.{child}", ()) for child in apart]
             if last == apart[-1] and all(children):
-                found[f"{parent}.{together}"] = _merged(part for child in children for part in child)
-    return found
+                usual[f"{parent}.{together}"] = _merged(share for child in children for share in child)
+    return usual
 
 
-def _merged(parts: Iterator[Share]) -> Shares:
+def _merged(shares: Iterator[Share]) -> Shares:
     """Join shares that are neighbours in one layer."""
-    merged = [next(parts)]
-    for part in parts:
-        if merged[-1].precedes(part):
-            merged[-1] = replace(merged[-1], end=part.end)
+    merged = [next(shares)]
+    for share in shares:
+        if merged[-1].precedes(share):
+            merged[-1] = replace(merged[-1], end=share.end)
         else:
-            merged.append(part)
+            merged.append(share)
     return tuple(merged)
 
 

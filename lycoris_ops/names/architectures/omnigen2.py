@@ -16,19 +16,19 @@ ARCHITECTURE = Architecture(
     # The tokens of reference pictures come between those of the text and the picture.
     tokens={
         "x_embedder": "places",
-        **dict.fromkeys((f"noise_refiner.*.{part}" for part in ("attn", "feed_forward")), "places"),
+        **dict.fromkeys((f"noise_refiner.*.{sublayer}" for sublayer in ("attn", "feed_forward")), "places"),
         f"{JOINT}.to_out": "text, places",
         **dict.fromkeys(
             (
                 *(f"{JOINT}.processor.img_{end}" for end in ("to_q", "to_k", "to_v", "out")),
-                *(f"{DOUBLE}.{part}" for part in ("img_self_attn", "img_feed_forward")),
+                *(f"{DOUBLE}.{sublayer}" for sublayer in ("img_self_attn", "img_feed_forward")),
             ),
             "places",
         ),
         **dict.fromkeys(
             (
-                *(f"layers.*.{part}" for part in ("attn", "feed_forward")),
-                *(f"single_stream_layers.*.{part}" for part in ("attn", "feed_forward")),
+                *(f"layers.*.{sublayer}" for sublayer in ("attn", "feed_forward")),
+                *(f"single_stream_layers.*.{sublayer}" for sublayer in ("attn", "feed_forward")),
                 "norm_out.linear_2",
             ),
             "text, places",

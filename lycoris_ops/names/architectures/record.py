@@ -63,8 +63,8 @@ class Family:
         family out.
         """
 
-        def has(pattern: str) -> bool:
-            return bool(pattern) and any(map(re.compile(pattern).match, layers))
+        def has(expression: str) -> bool:
+            return bool(expression) and any(map(re.compile(expression).match, layers))
 
         if has(self.mark) or (self.width and _width(self.width[0], layers) == self.width[1]):
             return 3
@@ -72,20 +72,20 @@ class Family:
             return 0
         if not self.lists:
             return 1
-        counts = {name: _count(pattern, layers) for name, pattern in self.lists.items()}
+        counts = {name: _count(expression, layers) for name, expression in self.lists.items()}
         return max(size.likeness(counts) for size in self.sizes)
 
 
-def _width(pattern: str, layers: Mapping[str, Shape]) -> int:
+def _width(expression: str, layers: Mapping[str, Shape]) -> int:
     """The inputs of the first layer that matches and whose shape is known; 0 for none."""
-    found = re.compile(pattern)
-    return next((shape[1] for path, shape in layers.items() if len(shape) > 1 and found.match(path)), 0)
+    compiled = re.compile(expression)
+    return next((shape[1] for path, shape in layers.items() if len(shape) > 1 and compiled.match(path)), 0)
 
 
-def _count(pattern: str, layers: Mapping[str, Shape]) -> int:
+def _count(expression: str, layers: Mapping[str, Shape]) -> int:
     """The highest number of a block, counted from 1; 0 where no layer matches."""
-    found = re.compile(pattern)
-    return max((int(match[1]) + 1 for match in map(found.match, layers) if match), default=0)
+    compiled = re.compile(expression)
+    return max((int(match[1]) + 1 for match in map(compiled.match, layers) if match), default=0)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     return any(key.endswith(".diff_m") for key in keys)
 
 
-def _prefix(part: str, parts: Parts) -> str:
-    return "diffusion_model." if part == UNET else f"text_encoders.{part}.transformer."
+def _prefix(component: str, components: Parts) -> str:
+    return "diffusion_model." if component == UNET else f"text_encoders.{component}.transformer."
 
 
 DIALECT = Dialect(

@@ -51,11 +51,11 @@ def _spelled(layer: str, suffix: str) -> str:
     return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{UNET_SUFFIXES[suffix]}")
 
 
-def _prefix(part: str, parts: pipelines.Parts) -> str:
-    if part != pipelines.UNET:
-        number = parts.number(part)
+def _prefix(component: str, components: pipelines.Parts) -> str:
+    if component != pipelines.UNET:
+        number = components.number(component)
         return "text_encoder." if number == 1 else f"text_encoder_{number}."
-    return f"{parts.component}."
+    return f"{components.component}."
 
 
 FOLDED = "alpha / rank multiplied into a factor of {layers}"
@@ -68,14 +68,14 @@ def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
     """A layer with its scale multiplied into a factor, for readers that know no alpha."""
-    found = _lokr(layer, asked) if isinstance(layer, Lokr) else _lora(layer, asked)
+    encoded = _lokr(layer, asked) if isinstance(layer, Lokr) else _lora(layer, asked)
     if asked.dtype is None:
-        return found
+        return encoded
     # Also the factor that holds the scale, which may be in a wider dtype.
     return replace(
-        found,
-        tensors={suffix: tensor.to(asked.dtype) for suffix, tensor in found.tensors.items()},
-        remarks=tuple(remark for remark in found.remarks if remark != WIDER),
+        encoded,
+        tensors={suffix: tensor.to(asked.dtype) for suffix, tensor in encoded.tensors.items()},
+        remarks=tuple(remark for remark in encoded.remarks if remark != WIDER),
     )
 
 
@@ -132,9 +132,9 @@ def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     if layer.rank is not None:
         written[first] = times(tensors[first], scale(layer.alpha, layer.rank))
     # A linear layer has no kernel in the columns of w2, so they give the number of inputs.
-    told = replace(wanted, alpha=float(wanted.r), folded=False)
+    config = replace(wanted, alpha=float(wanted.r), folded=False)
     remarks = _remarks(layer, tensors, written)
-    return Encoded(asked.name, written, configured=(LokrConfig, told), remarks=remarks)
+    return Encoded(asked.name, written, configured=(LokrConfig, config), remarks=remarks)
 
 
 def _remarks(layer: Layer, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def _opened(read: Opened) -> Opened:
     ]
     scale = _scale(read.config) if read.config else None
     tensors = dict(file.tensors)
-    made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+    transposed: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
     added: dict[str, Tensor] = {}
     for name in names:
         if not _transposed(file, name, known=scale is not None):
@@ -59,11 +59,11 @@ def _opened(read: Opened) -> Opened:
             source = other if EMBEDDING.search(name) else key
             whole = file.tensors[source]
             tensors[key] = TensorInfo(whole.dtype, whole.shape if source == other else whole.shape[::-1])
-            made[key] = (source, _same if source == other else _turned)
+            transposed[key] = (source, _same if source == other else _turned)
         if scale is not None and (alpha := f"{name}.{ALPHA}") not in tensors:
             added[alpha] = torch.tensor(scale * file.tensors[name + A].shape[1], dtype=torch.float64)
             tensors[alpha] = TensorInfo.of(added[alpha])
-    return replace(read, file=DerivedFile(file, tensors, made, added)) if made else read
+    return replace(read, file=DerivedFile(file, tensors, transposed, added)) if transposed else read
 
 
 def _turned(factor: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
 
 def _scale(config: ConfigFile) -> float | None:
     """`scale` of mlx-lm's configuration; None where the configuration is another tool's."""
-    settings: Any = config.table.get("lora_parameters")
-    if not isinstance(settings, dict):
+    configured: Any = config.table.get("lora_parameters")
+    if not isinstance(configured, dict):
         return None
-    fields = Fields(cast("dict[str, Any]", settings), config.path, "lora_parameters.")
+    fields = Fields(cast("dict[str, Any]", configured), config.path, "lora_parameters.")
     if "scale" not in fields:
         raise fields.error("scale", "it is missing", None, "a finite number")
     return fields.number("scale")
@@ -158,11 +158,16 @@ class MlxConfig(RankedConfig[WantedMlx]):
 
     def table(self) -> dict[str, Any]:
         """The fields that mlx-lm reads: no number of blocks, but the whole paths of the layers."""
-        settings = {"rank": self.r, "scale": self.alpha / self.r, "dropout": 0.0, "keys": self.target_modules}
+        parameters = {
+            "rank": self.r,
+            "scale": self.alpha / self.r,
+            "dropout": 0.0,
+            "keys": self.target_modules,
+        }
         return {
             "fine_tune_type": "dora" if self.dora else "lora",
             "num_layers": -1,
-            "lora_parameters": settings,
+            "lora_parameters": parameters,
         }
 
 

@@ -100,7 +100,7 @@ def fuse(
     for form, slot in zip(forms, slots, strict=True):
         own = form.layer.tensors()
         bare = form.layer.with_tensors(dict.fromkeys(own))
-        place = first + len(tensors)
-        terms.append(DependentTerm(bare, tuple(own), place, slot, form.parameter, form.file, form.key))
+        start = first + len(tensors)
+        terms.append(DependentTerm(bare, tuple(own), start, slot, form.parameter, form.file, form.key))
         tensors += own.values()
     return DependentGroup(tuple(terms)), tuple(tensors)

@@ -40,19 +40,19 @@ class HadamardGroup(Group):
 
     def pairs(self, tensors: Sequence[Tensor]) -> list[tuple[Factors, Factors]]:
         """Both products of every layer. The scale and the strength are in the first one."""
-        found: list[tuple[Factors, Factors]] = []
+        products: list[tuple[Factors, Factors]] = []
         for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True)):
             w1_a, w1_b, w2_a, w2_b = tensors[self.first + 4 * n : self.first + 4 * n + 4]
-            found.append((Factors(w1_a, w1_b, scale, slot), Factors(w2_a, w2_b, 1.0, None)))
-        return found
+            products.append((Factors(w1_a, w1_b, scale, slot), Factors(w2_a, w2_b, 1.0, None)))
+        return products
 
     def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         layers = [
             (
-                one.left.to(dtype) * one.factor(strengths),
-                *(factor.to(dtype) for factor in (one.right, two.left, two.right)),
+                first.left.to(dtype) * first.factor(strengths),
+                *(factor.to(dtype) for factor in (first.right, second.left, second.right)),
             )
-            for one, two in self.pairs(tensors)
+            for first, second in self.pairs(tensors)
         ]
 
         def add(rows: Tensor, first: int) -> None:
@@ -62,15 +62,15 @@ class HadamardGroup(Group):
             held = [scratch(f"hadamard {n}", (room,), dtype, rows.device) for n in range(3)]
             for top, left in product(range(0, len(rows), height), range(0, rows.shape[1], width)):
                 here = rows[top : top + height, left : left + width]
-                total, one, two = (buffer[: here.numel()].view(here.shape) for buffer in held)
+                total, w1, w2 = (buffer[: here.numel()].view(here.shape) for buffer in held)
                 down, across = slice(first + top, first + top + len(here)), slice(left, left + width)
                 for number, (w1_a, w1_b, w2_a, w2_b) in enumerate(layers):
-                    torch.mm(w1_a[down], w1_b[:, across], out=one)
-                    torch.mm(w2_a[down], w2_b[:, across], out=two)
+                    torch.mm(w1_a[down], w1_b[:, across], out=w1)
+                    torch.mm(w2_a[down], w2_b[:, across], out=w2)
                     if number:
-                        total.addcmul_(one, two)
+                        total.addcmul_(w1, w2)
                     else:
-                        torch.mul(one, two, out=total)
+                        torch.mul(w1, w2, out=total)
                 here.add_(total)
 
         return Add(add)
@@ -81,4 +81,4 @@ def fuse(
 ) -> tuple[HadamardGroup, tuple[Tensor, ...]]:
     """One group of all Hadamard forms, and their tensors."""
     group = HadamardGroup(first, tuple(form.scale for form in forms), tuple(slots))
-    return group, tuple(part for form in forms for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))
+    return group, tuple(factor for form in forms for factor in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))

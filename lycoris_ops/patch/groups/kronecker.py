@@ -67,8 +67,8 @@ class KroneckerGroup(Group):
         """Group the layers whose factors have the same shapes and dtypes."""
         alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
         for term in self.terms:
-            parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
-            alike.setdefault((term.w1_count, *parts), []).append(term)
+            kinds = [(factor.shape, factor.dtype) for factor in term.parts(tensors)]
+            alike.setdefault((term.w1_count, *kinds), []).append(term)
         return list(alike.values())
 
 
@@ -79,11 +79,14 @@ def _joined(
     prod(kernel)).
     """
     # Stack first, so that a few calls convert and multiply the small tensors of all layers.
-    parts = [
-        torch.stack(part).to(dtype) for part in zip(*(term.parts(tensors) for term in terms), strict=True)
+    stacks = [
+        torch.stack(factor).to(dtype) for factor in zip(*(term.parts(tensors) for term in terms), strict=True)
     ]
     count = terms[0].w1_count
-    w1, w2 = (one[0] if len(one) == 1 else torch.bmm(*one) for one in (parts[:count], parts[count:]))
+    w1, w2 = (
+        factors[0] if len(factors) == 1 else torch.bmm(*factors)
+        for factors in (stacks[:count], stacks[count:])
+    )
     scales = torch.tensor([term.factor(strengths) for term in terms], dtype=w1.dtype).to(w1.device)
     return w1 * scales[:, None, None], w2
 

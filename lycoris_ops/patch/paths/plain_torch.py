@@ -42,13 +42,13 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         add = group.bind(tensors, strengths, dtype)
         if add:
             adds.append(add if rows is None else placed(add, *rows))
-    for number, (rows, found) in enumerate(products.items()):
-        if found:
-            add = _one_product(found, strengths, dtype, f"product {number}")
+    for number, (rows, members) in enumerate(products.items()):
+        if members:
+            add = _one_product(members, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
     # Where changes are summed in a buffer, the first one overwrites it. Changes that would have to set the
     # buffer to zero for this go last.
-    adds.sort(key=lambda one: one.clears)
+    adds.sort(key=lambda adding: adding.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)
     elif adds:
@@ -106,12 +106,12 @@ def _one_product(
             right[place].mul_(factor)
         start += product.rank
 
-    def here(part: Tensor, row: int) -> Tensor:
-        return left[row : row + len(part)]
+    def here(chunk: Tensor, row: int) -> Tensor:
+        return left[row : row + len(chunk)]
 
     return Add(
-        add=lambda part, row: part.addmm_(here(part, row), right),
-        write=lambda part, row: torch.mm(here(part, row), right, out=part),
+        add=lambda chunk, row: chunk.addmm_(here(chunk, row), right),
+        write=lambda chunk, row: torch.mm(here(chunk, row), right, out=chunk),
         once=left.shape[1] <= SHALLOW,
     )
 

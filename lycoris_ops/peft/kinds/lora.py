@@ -178,16 +178,16 @@ def _by_parameter(
 
     Raises ConflictError where experts of one parameter differ in a value that the configuration gives once.
     """
-    found: dict[str, ConfiguredLayer[WantedLora]] = {}
+    layers: dict[str, ConfiguredLayer[WantedLora]] = {}
     parameters: set[str] = set()
     for member in members:
         if member.on_parameter:
             parameters.add(member.path)
-            if (known := found.get(member.path)) and known.wanted != member.wanted:
+            if (known := layers.get(member.path)) and known.wanted != member.wanted:
                 got = f"rank {member.wanted.r} beside {known.wanted.r}"
                 raise ConflictError("needs one rank and alpha for all experts of a parameter", member, got)
-        found.setdefault(member.path, member)
-    return list(found.values()), sorted(parameters)
+        layers.setdefault(member.path, member)
+    return list(layers.values()), sorted(parameters)
 
 
 def _start(fields: Fields) -> bool | str:

@@ -96,7 +96,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         if algorithm is not self.algorithm:
             return {}
         # Without a version the release is (), which is before every other.
-        number = tuple(int(part) for part in self.peft_version.split(".") if part)
+        number = tuple(int(number) for number in self.peft_version.split(".") if number)
         return {
             "terms": self.num_cayley_neumann_terms if self.use_cayley_neumann else 0,
             "last": 1 if number >= ONCE else 2,

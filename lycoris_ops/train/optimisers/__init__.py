@@ -62,8 +62,8 @@ class OptimiserFamily:
 @cache
 def optimisers() -> dict[str, OptimiserFamily]:
     """All families by name."""
-    found: list[OptimiserFamily] = [module.FAMILY for module in discover(__name__)]
-    return {family.name: family for family in found}
+    families: list[OptimiserFamily] = [module.FAMILY for module in discover(__name__)]
+    return {family.name: family for family in families}
 
 
 def family_of(name: str) -> OptimiserFamily:
@@ -73,13 +73,13 @@ def family_of(name: str) -> OptimiserFamily:
     if ":" not in name:
         known = [*optimisers(), "module:Class"]
         raise unknown_name("an unknown optimiser", name, known, error=TrainError)
-    found = class_of(name, name)
-    step = getattr(found, "step", None)
+    kind = class_of(name, name)
+    step = getattr(kind, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser needs the loss computed again within a step", got=name)
     # Such as the optimisers of schedulefree: after `eval()` the weights hold their average, until `train()`.
-    averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
+    averages = all(callable(getattr(kind, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
 
@@ -87,20 +87,20 @@ def class_of(path: str, name: str) -> Any:
     """Import the class `module:Class` for the optimiser `name`. Raises TrainError where that fails."""
     module, _, attribute = path.partition(":")
     package = required(module, module.partition(".")[0], f"the optimiser {name}")
-    found = getattr(package, attribute, None)
-    if not callable(found):
+    kind = getattr(package, attribute, None)
+    if not callable(kind):
         raise TrainError("an unknown optimiser", got=path, expected=f"a class in {module}")
-    return found
+    return kind
 
 
 def class_of_torch(name: str, since: str) -> Any:
     """An optimiser of torch that only newer versions have. Raises TrainError where this torch lacks it."""
-    found = getattr(torch.optim, name, None)
-    if found is None:
+    kind = getattr(torch.optim, name, None)
+    if kind is None:
         raise TrainError(
             f"this torch has no {name}", got=torch.__version__, expected=f"torch {since} or newer"
         )
-    return found
+    return kind
 
 
 def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Any:

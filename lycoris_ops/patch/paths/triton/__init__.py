@@ -115,13 +115,15 @@ class Term(NamedTuple):
 
 
 def _low_rank(group: LowRankGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
-    return [Term(one.factor(strengths), (one.left, one.right)) for one in group.products(tensors)]
+    return [
+        Term(product.factor(strengths), (product.left, product.right)) for product in group.products(tensors)
+    ]
 
 
 def _hadamard(group: HadamardGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
     return [
-        Term(one.factor(strengths), (one.left, one.right), (two.left, two.right))
-        for one, two in group.pairs(tensors)
+        Term(first.factor(strengths), (first.left, first.right), (second.left, second.right))
+        for first, second in group.pairs(tensors)
     ]
 
 
@@ -184,9 +186,9 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], address: int) -> TermTable:
     pairs, plain, halves = False, True, True
     stored: set[int] = set()
     for term, (start, stop) in terms:
-        first, of_first, one = _described(term.first)
+        first, of_first, length = _described(term.first)
         second, of_second, other = _described(term.second)
-        if not all(part.numel() for part in (*first, *second)):
+        if not all(factor.numel() for factor in (*first, *second)):
             continue
         number += 1
         # A scale beyond float32 becomes infinity, where `pack` would fail.
@@ -196,7 +198,7 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], address: int) -> TermTable:
         )
         kept += (*first, *second)
         pairs = pairs or bool(second)
-        plain = plain and one and other and term.block == (1, 1) and term.period == (ONCE, ONCE)
+        plain = plain and length and other and term.block == (1, 1) and term.period == (ONCE, ONCE)
         for factor, fields in ((first, of_first), (second, of_second)):
             if factor:
                 stored.update(fields[2:4])
@@ -212,13 +214,13 @@ def _described(factor: Factor) -> tuple[Factor, tuple[int, ...], bool]:
     """
     if not factor:
         return (), (0, 0, 0, 0, -1, 0), True
-    factor = tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
+    factor = tuple((tensor if tensor.dtype in STORED else tensor.float()).contiguous() for tensor in factor)
     left, right = factor[0], factor[-1]
-    places = left.data_ptr(), right.data_ptr()
+    addresses = left.data_ptr(), right.data_ptr()
     ranks, columns = right.shape if len(factor) == 2 else (0, right.shape[1])
     stored = STORED.index(left.dtype), STORED.index(right.dtype)
-    aligned = not (ranks % 8 or columns % 16 or places[0] % 16 or places[1] % 16)
-    return factor, (*places, *stored, ranks, columns), aligned
+    aligned = not (ranks % 8 or columns % 16 or addresses[0] % 16 or addresses[1] % 16)
+    return factor, (*addresses, *stored, ranks, columns), aligned
 
 
 def moved(packed: bytes, device: torch.device) -> Tensor:
@@ -267,17 +269,17 @@ def column_stride(weight: Tensor) -> int | None:
     """
     if weight.is_contiguous():
         return 1
-    found, extent = None, 0
+    step, extent = None, 0
     for size, stride in zip(weight.shape[:0:-1], weight.stride()[:0:-1], strict=True):
         # The stride of a dimension of size 1 has no meaning.
         if size == 1:
             continue
-        if found is None:
-            found = stride
+        if step is None:
+            step = stride
         elif stride != extent:
             return None
         extent = stride * size
-    return 1 if found is None else found
+    return 1 if step is None else step
 
 
 Ready = tuple[Patch, TermTable]
@@ -327,9 +329,9 @@ def _alike(patch: Patch, table: TermTable) -> tuple[object, ...] | None:
     weight = patch.weight
     if weight.data_ptr() % 16:
         return None
-    place = (patch.plan.final[0], weight.numel(), weight.stride(0), column_stride(weight))
+    layout = (patch.plan.final[0], weight.numel(), weight.stride(0), column_stride(weight))
     # All of the table but its bytes and tensors.
-    return (weight.device, weight.dtype, *place, *table[2:])
+    return (weight.device, weight.dtype, *layout, *table[2:])
 
 
 def _launch(alike: Sequence[Ready], fields: Tensor) -> None:
@@ -377,7 +379,7 @@ def _needs() -> str | None:
         return "triton is not installed"
     try:
         triton = importlib.import_module("triton")
-        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        version = tuple(int(number) for number in triton.__version__.split(".")[:2])
         if version < OLDEST:
             return f"triton {triton.__version__} is too old, {'.'.join(map(str, OLDEST))} is needed"
         # Raises RuntimeError where there is no driver of a GPU.
@@ -394,8 +396,8 @@ def _refuses(plan: PathPlan, weight: Tensor) -> str | None:
     if weight.is_cuda and not torch.version.hip:
         capability = torch.cuda.get_device_capability(weight.device)
         if capability < OLDEST_CARD:
-            wanted, found = (".".join(map(str, version)) for version in (OLDEST_CARD, capability))
-            return f"for compute capability {wanted} and newer, the card has {found}"
+            wanted, own = (".".join(map(str, version)) for version in (OLDEST_CARD, capability))
+            return f"for compute capability {wanted} and newer, the card has {own}"
     return None
 
 

@@ -178,9 +178,9 @@ def add_terms(
     column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
     column_mask = column < columns
     # The weight is read first: it need not wait for the table, as the factors must.
-    place = weight + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
+    address = weight + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = (row < rows)[:, None] & column_mask[None, :]
-    before = tl.load(place, mask=mask, other=0.0)
+    before = tl.load(address, mask=mask, other=0.0)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n in range(terms):
         term = table + n * FIELDS
@@ -227,4 +227,4 @@ def add_terms(
                     )
             # Other rows of the tile stay as they are even where a factor holds NaN or infinity.
             total += tl.where(row_mask[:, None], value, 0.0)
-    tl.store(place, _stored(before.to(tl.float32) + total, weight.dtype.element_ty), mask=mask)
+    tl.store(address, _stored(before.to(tl.float32) + total, weight.dtype.element_ty), mask=mask)
