@@ -27,7 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..names.relation import Placed, Places, Relation
+from ..names.relation import Meaning, Placed, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter, LayerInfo
@@ -199,7 +199,7 @@ def _read(
     name: str,
     shape: Shape,
     scale: float,
-    places: Places,
+    places: Meaning,
     base: Weights | None,
     pause: Pause,
 ) -> Delta:
