@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bypass.hook import shards
 from .errors import LycorisError, TrainError
-from .maths.tensors import is_divided, own_part
+from .maths.divided import is_divided, share_parts
 
 _dist: Any = dist
 Value = TypeVar("Value")
@@ -41,7 +41,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace tensors in place by their sums over all processes, the small ones of each dtype and device in
     one message.
 
-    Gradients of divided parameters are sums already, see `maths.tensors.whole`.
+    Gradients of divided parameters are sums already, see `maths.divided.whole`.
     """
     if not _on():
         return
@@ -66,14 +66,10 @@ def share(tensors: Sequence[Tensor]) -> None:
     that hold the same part, from the first of them.
     """
     for tensor in tensors if _on() else ():
-        if not is_divided(tensor):
+        if is_divided(tensor):
+            share_parts(tensor)
+        else:
             _dist.broadcast(tensor, src=0)
-            continue
-        divided: Any = tensor
-        for dim, placement in enumerate(divided.placements):
-            if placement.is_replicate():
-                group = divided.device_mesh.get_group(dim)
-                _dist.broadcast(own_part(tensor), src=_dist.get_global_rank(group, 0), group=group)
 
 
 def of_first(value: Value) -> Value:

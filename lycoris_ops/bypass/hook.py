@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..changes.place import Places, Where
 from ..errors import LycorisError, located
+from ..maths.divided import is_divided
 from ..maths.recompute import transformed
-from ..maths.tensors import compute_dtype, is_divided, is_plain, unpacked
+from ..maths.tensors import compute_dtype, is_plain, unpacked
 from . import compiled
 from .bound import BoundPlan
 from .forwards.forward import Strengths, in_own_dtypes, narrowing, outliving

@@ -14,16 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from ..algorithms import Layer
 from ..algorithms.base import Change, check_each
 from ..errors import LycorisError, located
+from ..maths.divided import divided_as, is_divided
 from ..maths.recompute import transformed
-from ..maths.tensors import (
-    compute_dtype,
-    divided_as,
-    is_divided,
-    is_plain,
-    largest_of,
-    only_for_its_module,
-    promoted,
-)
+from ..maths.tensors import compute_dtype, is_plain, largest_of, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 

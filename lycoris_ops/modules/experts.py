@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..bypass.stacked import Stacked
-from ..maths.tensors import is_divided, is_plain
+from ..maths.divided import is_divided
+from ..maths.tensors import is_plain
 
 
 def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:

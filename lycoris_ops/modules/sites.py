@@ -15,8 +15,9 @@ from torch.nn.utils import parametrize
 from ..bypass.geometry import Geometry, definer, geometry_of
 from ..bypass.stacked import Stacked
 from ..errors import LycorisError
+from ..maths.divided import is_divided
 from ..maths.shapes import Shape
-from ..maths.tensors import is_divided, is_plain, norm
+from ..maths.tensors import is_plain, norm
 from ..peft.parameters import of_expert
 from ..rules.patterns import Pattern
 from .experts import expert_weights

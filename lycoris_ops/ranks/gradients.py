@@ -21,7 +21,8 @@ from .. import processes
 from ..bypass.hook import input_of, own_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
-from ..maths.tensors import CPU, fetched, is_divided
+from ..maths.divided import is_divided
+from ..maths.tensors import CPU, fetched
 from ..modules.sites import Site
 from ..modules.statistics import evaluating, with_statistics
 from ..turns import turns

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from .. import processes
 from ..errors import TrainError
-from ..maths.tensors import is_divided
+from ..maths.divided import is_divided
 from .feed import Batches, tensors_of
 from .identity import layers_of
 from .network import LycorisNetwork

@@ -20,7 +20,8 @@ from ..algorithms.norm import Norm
 from ..algorithms.oftv2 import OftV2
 from ..bypass.hook import values_of
 from ..errors import LycorisError
-from ..maths.tensors import compute_dtype, is_divided
+from ..maths.divided import is_divided
+from ..maths.tensors import compute_dtype
 from ..modules.experts import expert_weights
 from ..modules.named import named_modules
 from ..modules.sites import Site

@@ -32,8 +32,9 @@ from ..bypass.stacked import StackedPart
 from ..changes.forms import Dense, Hadamard, Kronecker
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
+from ..maths.divided import is_divided, whole
 from ..maths.shapes import Shape
-from ..maths.tensors import compute_dtype, is_divided, is_plain, whole
+from ..maths.tensors import compute_dtype, is_plain
 from ..modules.sites import Site
 from ..processes import divided_by
 from .settings import LayerSettings

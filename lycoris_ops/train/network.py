@@ -19,8 +19,9 @@ from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
+from ..maths.divided import changed_in_place, is_divided, put
 from ..maths.shapes import Shape
-from ..maths.tensors import changed_in_place, is_divided, is_plain, norm, put
+from ..maths.tensors import is_plain, norm
 from ..modules.named import named_modules
 from ..modules.patterns import check_used, patterns
 from ..modules.shares import left_out

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import TrainError
-from ..maths.tensors import is_divided, is_plain
+from ..maths.divided import is_divided
+from ..maths.tensors import is_plain
 from ..modules.named import named_modules
 
 

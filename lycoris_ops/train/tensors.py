@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ..maths.tensors import is_divided, own_part, whole
+from ..maths.divided import add_up_parts, is_divided, own_part, whole
 
 # Any, because torch has no type hints for its functions on lists of tensors.
 _torch: Any = torch
-_dist: Any = dist
 
 
 def copies(tensors: Sequence[Tensor], device: str | None = None) -> list[Tensor]:
@@ -53,11 +51,9 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         if is_divided(tensor):
             divided = cast("Any", tensor)
             alike.setdefault((divided.device_mesh, divided.placements), []).append(tensor)
-    for (mesh, placements), group in alike.items():
+    for group in alike.values():
         squared = _norm(_parts(group)[0], like).square()
-        for dim, placement in enumerate(placements):
-            if placement.is_shard():
-                _dist.all_reduce(squared, group=mesh.get_group(dim))
+        add_up_parts(squared, group[0])
         parts.append(squared.sqrt())
     return parts[0] if len(parts) == 1 else cast("Tensor", _torch.stack(parts).norm())
 

@@ -20,7 +20,8 @@ from ..errors import DivergedError, FileFormatError, MatchError, TrainError, eit
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
-from ..maths.tensors import norm, own_part, part_of, put
+from ..maths.divided import own_part, part_of, put
+from ..maths.tensors import norm
 from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved, no_validation

@@ -116,3 +116,16 @@ def test_the_nodes_use_the_public_surface_alone() -> None:
             if isinstance(node, ast.Import):
                 assert not any("lycoris_ops" in name.name for name in node.names), file.name
     assert found > 5
+
+
+def test_few_files_know_of_several_processes() -> None:
+    """Divided tensors, shares of weights, and the processes; the command line starts them."""
+    found: set[str] = set()
+    for file in (ROOT / "lycoris_ops").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        named = {one.module or "" for one in nodes if isinstance(one, ast.ImportFrom) and not one.level}
+        named |= {name.name for one in nodes if isinstance(one, ast.Import) for name in one.names}
+        named |= {ast.unparse(one) for one in nodes if isinstance(one, ast.Attribute)}
+        if any(name.startswith("torch.distributed") for name in named):
+            found.add(file.relative_to(ROOT / "lycoris_ops").as_posix())
+    assert found == {"bypass/share.py", "commands/verbs/train.py", "maths/divided.py", "processes.py"}
