@@ -172,6 +172,8 @@ class Kind:
     """Whether alpha / rank scales the change."""
     additive: bool = True
     """Whether the change does not depend on the weight."""
+    row_by_row: bool = False
+    """Whether each row of the change depends only on the same row of the weight, where it depends on it."""
 
 
 def _lokr(first: str, second: str) -> Callable[[tuple[int, ...], int], Factors]:
@@ -214,22 +216,30 @@ KINDS: dict[str, Kind] = {
         for second in ("full", "low", "tucker")
     },
     **{
-        f"{name}-dora-{axis}": Kind(name, _dora(make, n), scaled=False, additive=False)
+        f"{name}-dora-{axis}": Kind(
+            name, _dora(make, n), scaled=False, additive=False, row_by_row=axis == "out"
+        )
         for name, make in (("lora", lora), ("loha", loha), ("lokr", _lokr("full", "low")))
         for n, axis in enumerate(("out", "in"))
     },
-    "glora": Kind("glora", glora, additive=False),
-    "glora-core": Kind("glora", glora_core, needs_kernel=True, additive=False),
-    "ia3": Kind("ia3", ia3, scaled=False, additive=False),
-    "ia3-peft": Kind("ia3", ia3_peft, scaled=False, additive=False),
+    "glora": Kind("glora", glora, additive=False, row_by_row=True),
+    "glora-core": Kind("glora", glora_core, needs_kernel=True, additive=False, row_by_row=True),
+    "ia3": Kind("ia3", ia3, scaled=False, additive=False, row_by_row=True),
+    "ia3-peft": Kind("ia3", ia3_peft, scaled=False, additive=False, row_by_row=True),
     "oft": Kind("oft", oft, scaled=False, additive=False),
     "boft": Kind("boft", boft, scaled=False, additive=False),
-    "oftv2": Kind("oftv2", oftv2, scaled=False, additive=False),
-    "boft-peft": Kind("boft_peft", boft_peft, scaled=False, additive=False),
+    "oftv2": Kind("oftv2", oftv2, scaled=False, additive=False, row_by_row=True),
+    "boft-peft": Kind("boft_peft", boft_peft, scaled=False, additive=False, row_by_row=True),
     "tlora": Kind("tlora", tlora, options={"sig_type": "principal"}, additive=False),
     "singlora": Kind("singlora", singlora, additive=False),
     "full": Kind("full", lambda shape, rank: {"diff": rand(*shape)}, scaled=False),
-    "full-set": Kind("full", lambda shape, rank: {"set_weight": rand(*shape)}, scaled=False, additive=False),
+    "full-set": Kind(
+        "full",
+        lambda shape, rank: {"set_weight": rand(*shape)},
+        scaled=False,
+        additive=False,
+        row_by_row=True,
+    ),
     "norm": Kind("norm", lambda shape, rank: {"w_norm": rand(*shape)}, flat=True, scaled=False),
 }
 """Every set of tensors that an algorithm accepts for a weight, by a readable name."""

@@ -22,20 +22,6 @@ from lycoris_ops.patch.paths import plain_torch
 from lycoris_ops.patch.registry import Patch, apply_plans
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ROW_BY_ROW = {
-    "lora-dora-out",
-    "loha-dora-out",
-    "lokr-dora-out",
-    "glora",
-    "glora-core",
-    "ia3",
-    "ia3-peft",
-    "oftv2",
-    "boft-peft",
-    "full-set",
-}
-"""Kinds whose change depends on the weight, but each row of the change only on the same row of the weight.
-These kinds can be cut into rows, as additive kinds can."""
 
 FORMS = {
     # More ranks than a matrix library sums at once.
@@ -221,7 +207,7 @@ class PathCases:
             (lyc.Part(one, rows=(rows + half, 2 * rows), window=(half, rows)), 0.5),
             (lyc.Part(one, rows=(rows, rows + half), window=(0, half)), 0.5),
         ]
-        if KINDS[kind].additive or kind in ROW_BY_ROW:
+        if KINDS[kind].additive or KINDS[kind].row_by_row:
             torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
         else:
             # One factor for both sides does not tell how many outputs the whole layer has.

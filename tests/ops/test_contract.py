@@ -282,19 +282,17 @@ def test_rows_of_a_kronecker_product() -> None:
 
 @pytest.mark.parametrize(("kind", "weight"), MIXED)
 def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> None:
-    """The weight has one output too many, or, for rotations of the inputs, one input too many."""
-    layer = load(kind, weight)
-    wrong = torch.zeros(WEIGHTS[weight][0] + 1, *WEIGHTS[weight][1:])
-    if kind in ("oftv2", "boft-peft"):
-        wrong = torch.zeros(WEIGHTS[weight][0], WEIGHTS[weight][1] + 1, *WEIGHTS[weight][2:])
-    if kind == "singlora":
-        # It knows only the larger of both sides.
-        wrong = torch.zeros(WEIGHTS[weight][0] + 200, *WEIGHTS[weight][1:])
+    """The weight has one output too many, or one input where the layer does not know its outputs."""
+    layer, shape = load(kind, weight), [*WEIGHTS[weight]]
+    axis = next((axis for axis, size in enumerate(layer.extent) if size is not None), None)
+    # A layer that knows neither side, such as SingLoRA's, knows the larger of both.
+    shape[axis or 0] += 200 if axis is None else 1
+    wrong = torch.zeros(shape)
     for attempt in (lambda: layer.delta(wrong), lambda: lyc.patch_(wrong, [(layer, 1.0)])):
         with pytest.raises(lyc.LayerError) as caught:
             attempt()
         assert str(list(wrong.shape)) in str(caught.value)
-        assert str(WEIGHTS[weight][0]) in str(caught.value) or kind in ("oftv2", "boft-peft")
+        assert str(WEIGHTS[weight][0]) in str(caught.value) or axis == 1
 
 
 def test_another_kernel_of_the_same_size_does_not_fit() -> None:

@@ -196,6 +196,7 @@ def test_every_field_of_pefts_is_known_or_without_effect_or_refused(kind: str) -
 def test_every_kind_of_pefts_is_read_or_named() -> None:
     from peft.utils import PeftType
 
+    assert not KINDS.keys() & UNREAD.keys()
     assert {kind.value for kind in PeftType} == (set(KINDS) | set(UNREAD)) - {"KASA", "BONE"}
     for kind, found in UNREAD.items():
         try:

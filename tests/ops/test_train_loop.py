@@ -31,15 +31,13 @@ import lycoris_ops as lyc
 from lycoris_ops.train import checkpoints, progress
 from lycoris_ops.train.feed import moved
 from lycoris_ops.train.metadata import metadata_of_training
+from lycoris_ops.train.optimisers import optimisers
 from lycoris_ops.train.progress import Lines
 from lycoris_ops.train.schedules import schedule
 from lycoris_ops.train.trainer import STATE_FORM, Trainer
 
 OPTIMISERS = {
-    "adamw": None,
-    "sgd": None,
-    "adafactor": None,
-    "muon": None,
+    **dict.fromkeys(optimisers()),
     "prodigy": "prodigyopt",
     "schedulefree": "schedulefree",
     "adamw8bit": "bitsandbytes",
