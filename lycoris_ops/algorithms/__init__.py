@@ -13,6 +13,7 @@ from ..discovery import discover_classes
 from ..maths.shapes import Shape
 from .base import Layer
 from .checks import a_layer
+from .sharing import Sharing
 
 Contract = TypeVar("Contract", bound=Layer)
 
@@ -44,6 +45,8 @@ def check(kind: type[Layer]) -> None:
     if "table" not in missing:
         known = {field.name for field in fields(kind)}
         missing += [f"the field {name}" for name in sorted(set(kind.table.fields.values()) - known)]
+        if kind.table.shared and not issubclass(kind, Sharing):
+            missing.append("its layers alone (Sharing)")
     if missing:
         raise TypeError(f"{kind.__name__} cannot be registered without {', '.join(missing)}")
 

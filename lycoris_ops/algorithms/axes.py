@@ -12,6 +12,7 @@ a tensor:
 Notes follow after commas:
 
 - number: says how other tensors are read. Training does not change it.
+- shared: serves all layers of a file, which holds it once. Training does not change it.
 - bias: is added to the bias, or sets it.
 - value: is what the weight or bias becomes, or a factor whose product is the change only after a start that
   no file holds is subtracted. The change is not proportional to it.
@@ -40,7 +41,9 @@ DIFF_B = "diff_b"
 SET_BIAS = "set_bias"
 BIASES = {DIFF_B: "<O>, bias", SET_BIAS: "<O>, bias, value"}
 """A change of the bias, and the values that the bias gets. The first bias of a table is added as it is."""
-NOTES = frozenset({"number", "bias", "value", "around one", "scaled", "twice", "may be empty", "exact"})
+NOTES = frozenset(
+    {"number", "shared", "bias", "value", "around one", "scaled", "twice", "may be empty", "exact"}
+)
 KEPT = 4096
 """The most sets of shapes for which a variant keeps the result."""
 WORDS = {"O": "output sizes", "I": "input sizes", **dict.fromkeys("pqrs", "ranks")}
@@ -83,7 +86,7 @@ class AxesOf:
     @property
     def factor(self) -> bool:
         """Whether the tensor is a factor of the change."""
-        return not self.notes & {"number", "bias", "value", "around one"}
+        return not self.notes & {"number", "shared", "bias", "value", "around one"}
 
     def axis(self, letter: str) -> int | None:
         return self.axes.index(letter) if letter in self.axes else None
@@ -340,7 +343,9 @@ class Table:
         self.constrained_by_alpha = alpha == "bounds"
         self.numbers = frozenset(line.suffix for line in lines if "number" in line.notes)
         """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
-        self.factors = frozenset(map(field_of, self.suffixes - self.numbers))
+        self.shared = frozenset(line.suffix for line in lines if "shared" in line.notes)
+        """Suffixes of tensors that serve all layers of a file. They have no place of their own in it."""
+        self.factors = frozenset(map(field_of, self.suffixes - self.numbers - self.shared))
         """The fields of tensors that training changes."""
         self.may_be_empty = frozenset(line.suffix for line in lines if "may be empty" in line.notes)
         self.dimensions = next((len(line.axes) for line in own if "exact" in line.notes), None)

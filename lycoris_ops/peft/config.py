@@ -54,6 +54,8 @@ class Wanted:
     """Whether the layer sets the values of the bias."""
     remarks: tuple[str, ...] = ()
     """How PEFT's tensors differ, in words; see `Encoded.remarks`."""
+    weight: Shape = field(default=(), compare=False)
+    """The shape of the weight that the layer is for; () where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

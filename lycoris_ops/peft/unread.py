@@ -53,7 +53,6 @@ UNREAD: dict[str, Unread] = {
     "TINYLORA": Unread("TinyLoRA", ("tinylora_v",)),
     "UNILORA": Unread("UniLoRA", ("unilora_theta_d",)),
     "VBLORA": Unread("VB-LoRA", ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")),
-    "VERA": Unread("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")),
     "WAVEFT": Unread("WaveFT", ("waveft_spectrum",)),
     "XLORA": Unread("X-LoRA", ("internal_xlora_classifier",)),
 }
@@ -66,7 +65,7 @@ _BY_TENSOR = {tensor: kind for kind in UNREAD.values() for tensor in kind.tensor
 
 
 def not_read(kind: Unread) -> str:
-    """The kind in words, for a message: `VeRA, a kind of PEFT's that is not read`."""
+    """The kind in words, for a message: `VB-LoRA, a kind of PEFT's that is not read`."""
     return f"{kind.name}, a kind of PEFT's that is not read"
 
 

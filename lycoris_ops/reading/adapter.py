@@ -173,7 +173,10 @@ class Adapter:
         info: dict[str, LayerInfo] = {}
         for path, layer in layers.items():
             # Detached, so that the adapter keeps no graph of a layer that is being trained.
-            held = {suffix: tensor.detach() for suffix, tensor in layer.dump().items()}
+            held = {
+                suffix: tensor.detach() if tensor.requires_grad else tensor
+                for suffix, tensor in layer.dump().items()
+            }
             keys = {suffix: f"{path}.{suffix}" for suffix in held}
             tensors |= {keys[suffix]: tensor for suffix, tensor in held.items()}
             options = {option: getattr(layer, option) for option in options_of(type(layer))}
@@ -287,7 +290,12 @@ class Adapter:
         if name in self.unreadable:
             raise LayerError("a layer cannot be read", file=self.path, key=name, got=self.unreadable[name])
         info = self.info[name]
-        tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
+        shared = tuple(info.keys[suffix] for suffix in info.keys if suffix in info.algorithm.table.shared)
+        own = tuple(key for key in info.keys.values() if key not in shared)
+        tensors = self.file.read(own, self.cache, keep=keep)
+        if shared:
+            # By themselves, so that the cache holds them once for all layers.
+            tensors = {**tensors, **self.file.read(shared, self.cache)}
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
             return info.algorithm.load(self._read(info, named), info.options)

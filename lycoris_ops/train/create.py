@@ -6,12 +6,18 @@ import dataclasses
 import inspect
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..algorithms import Layer
+from ..algorithms.sharing import Sharing, once
+from ..algorithms.training import Trained
 from ..errors import LycorisError, UnsuitedError, either, located
 from ..expressions import of_one_text
 from ..modules.patterns import check_used
@@ -198,7 +204,7 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
     A module that the algorithm does not suit is left out, or refused if patterns chose it (`named`) or have
     options for it.
     """
-    members: dict[str, Member] = {}
+    layers: dict[str, Layer] = {}
     notes = _undivided(planned)
     unsuited: list[UnsuitedError] = []
     for one in planned:
@@ -218,10 +224,41 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
                 expected=f"at most {layer.rank} for {list(one.site.shape)}",
             )
         notes += [note] if note else []
-        members[one.site.path] = Member(one.site, layer, one.settings)
-    if unsuited and not members:
+        layers[one.site.path] = layer
+    if unsuited and not layers:
         raise unsuited[0]
-    return members, notes
+    sites = {one.site.path: one.site for one in planned}
+    return _members(planned, _shared(layers, sites, seed)), notes
+
+
+def _shared(layers: Mapping[str, Layer], sites: Mapping[str, Site], seed: int) -> dict[str, Layer]:
+    """Fresh layers, of which those of one kind and rank that share tensors have the ones of the largest."""
+    alike: defaultdict[tuple[type[Trained], int], list[str]] = defaultdict(list)
+    for path, layer in layers.items():
+        if isinstance(layer, Sharing) and isinstance(layer, Trained):
+            alike[type(layer), layer.rank or 1].append(path)
+    made = dict(layers)
+    for (kind, rank), paths in alike.items():
+        largest = tuple(map(max, *(sites[path].shape for path in [*paths, paths[0]])))
+        drawn = kind.init(largest, rank, float(rank), seed=seed)
+        assert isinstance(drawn, Sharing)
+        made |= {path: made[path].with_tensors(drawn.shared) for path in paths}
+    return made
+
+
+def _members(planned: Iterable[_Planned], layers: Mapping[str, Layer]) -> dict[str, Member]:
+    """The members that have a layer. What layers share is moved to each device once."""
+    moves: dict[torch.device, Callable[[Tensor], Tensor]] = {}
+    members: dict[str, Member] = {}
+    for one in planned:
+        site, layer = one.site, layers.get(one.site.path)
+        if layer is None:
+            continue
+        device = getattr(site.module, site.weight).device
+        if isinstance(layer, Sharing) and device.type != "meta":
+            layer = layer.with_shared(moves.setdefault(device, once(partial(Tensor.to, device=device))))
+        members[site.path] = Member(site, layer, one.settings)
+    return members
 
 
 def _undivided(planned: Sequence[_Planned]) -> list[str]:
@@ -269,8 +306,7 @@ def _from_file(
     changed, notes = changed_layers(wishes, adapter.name, seed)
     layers |= changed
     with located(file=adapter.path):
-        members = {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}
-    return members, [*notes, *left]
+        return _members(planned, layers), [*notes, *left]
 
 
 def _planned(
@@ -278,7 +314,8 @@ def _planned(
 ) -> dict[str, Member]:
     sites = all_sites(module)
     plan.check_model(sites)
-    members: dict[str, Member] = {}
+    planned: list[_Planned] = []
+    layers: dict[str, Layer] = {}
     for one in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
         row, path = plan[one.site.path], one.site.path
         settings = replace(
@@ -290,5 +327,6 @@ def _planned(
             lr=row.lr * one.settings.lr,
         )
         layer = row.start(plan.origin, seed=layer_seed(seed, path))
-        members[path] = Member(one.site, completed(layer, one.site, settings), settings)
-    return members
+        layers[path] = completed(layer, one.site, settings)
+        planned.append(replace(one, settings=settings))
+    return _members(planned, _shared(layers, sites, seed))

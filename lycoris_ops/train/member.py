@@ -22,6 +22,7 @@ from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.ia3 import Ia3
 from ..algorithms.norm import Norm
+from ..algorithms.sharing import Sharing
 from ..algorithms.training import Trained
 from ..bypass import compiled
 from ..bypass.hook import Bypass, own_of, values_of
@@ -128,8 +129,12 @@ class Member(nn.Module):
         self.detach()
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
-        trained = layer.table.factors
+        trained, shared = layer.table.factors, layer.shared if isinstance(layer, Sharing) else {}
         for name, tensor in layer.tensors().items():
+            if name in shared:
+                # The same tensor for all members.
+                self.register_buffer(name, tensor.to(device))
+                continue
             # Copy: others may use the same layer of a file. The rounding of products depends on the memory
             # layout, so use the layout that a tensor has after saving and loading.
             value = tensor.detach().clone(memory_format=torch.contiguous_format).to(device)

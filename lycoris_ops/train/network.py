@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, SupportsFloat
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import processes
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
+from ..algorithms.sharing import Sharing, once
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.divided import changed_in_place, is_divided, put
@@ -368,7 +369,8 @@ class LycorisNetwork(nn.Module):
             for path, member in self.members.items()
             if any(pattern.matches_path(path) for pattern in wanted)
         }
-        own = {path: _copied(member.whole()) for path, member in chosen.items()}
+        kept = once(Tensor.cpu)
+        own = {path: _copied(member.whole(), kept) for path, member in chosen.items()}
         sites = [member.site for member in chosen.values()]
         if dialect == "peft":
             for path, member in chosen.items():
@@ -551,7 +553,9 @@ def plain_values(site: Site, name: str) -> Tensor:
     return value
 
 
-def _copied(layer: Layer) -> Layer:
-    """A copy of the layer on the CPU, which training no longer changes."""
-    copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
-    return layer.with_tensors(copies)
+def _copied(layer: Layer, kept: Callable[[Tensor], Tensor]) -> Layer:
+    """A copy of the layer on the CPU, which training no longer changes. What layers share is `kept`."""
+    shared = layer.shared if isinstance(layer, Sharing) else {}
+    own = {name: value for name, value in layer.tensors().items() if name not in shared}
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in own.items()}
+    return layer.with_tensors(copies | {name: kept(value) for name, value in shared.items()})

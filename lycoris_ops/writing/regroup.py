@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.checks import a_layer
+from ..algorithms.sharing import Sharing
 from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows
@@ -83,6 +84,8 @@ class Regrouper:
             source, whole = self._layer(piece.layer), (0, self._shape_of(piece.layer)[0])
             start, stop = piece.rows or whole
             part = source if (start, stop) == whole else source.rows((start, stop))
+            if isinstance(part, Sharing):
+                part = part.alone((stop - start, *self._shape_of(piece.layer)[1:]))
             pieces.append((part, (piece.at, piece.at + stop - start)))
         return fuse(pieces, rows)
 

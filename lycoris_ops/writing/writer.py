@@ -12,6 +12,7 @@ import torch
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
+from ..algorithms.sharing import Sharing, once
 from ..errors import LayerError, LycorisError, MatchError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
@@ -53,6 +54,7 @@ class Writer:
         self.dtype = dtype
         self._placed = Placed.of(adapter.names, relation)
         self._regrouper = Regrouper(adapter, self._placed)
+        self._cast = once(lambda tensor: tensor.to("cpu", dtype).contiguous())
 
     @cached_property
     def copies(self) -> dict[str, str]:
@@ -88,7 +90,12 @@ class Writer:
                 raise
             problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
             raise self._not_held(planned, error, problem) from error
+        try:
+            layer = self._complete(planned, layer, self.dialect)
+        except LayerError as error:
+            raise self._not_held(planned, error) from error
         if self.dtype is not None:
+            layer = layer.with_shared(self._cast) if isinstance(layer, Sharing) else layer
             layer = cast_layer(
                 layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
             )
@@ -97,6 +104,12 @@ class Writer:
         except LayerError as error:
             raise self._not_held(planned, error) from error
         return Made(planned, layer, encoded, self._source_alpha(planned))
+
+    def _complete(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Layer:
+        """The layer without tensors that it shares with others, where the dialect has no place for these."""
+        if not isinstance(layer, Sharing) or write_of(dialect).shares:
+            return layer
+        return layer.alone(planned.shape or self._placed.shape_of(planned.sources[0]))
 
     def _source_alpha(self, planned: LayerToWrite) -> float | None:
         key = self.adapter.info[planned.sources[0]].keys.get(ALPHA)
@@ -158,12 +171,17 @@ class Writer:
         )
 
     def _refusal(self, dialect: str, layers: Collection[str]) -> LycorisError | None:
-        """Why another dialect cannot hold these layers, with any others that it joins to them."""
+        """Why another dialect cannot hold these layers, with any others that it joins to them or that
+        share tensors with them."""
         try:
             # Try everything, since the names, the tensors or the configuration may be impossible.
-            planned = self._plan(dialect)
-            met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
-            encoded = [(one, self._encoded(one, self._regrouper.make(one), dialect)) for one in met]
+            planned, tried = self._plan(dialect), set(layers)
+            sharing = {name for name, info in self.adapter.info.items() if info.algorithm.table.shared}
+            if write_of(dialect).shares and tried & sharing:
+                tried |= sharing
+            met = [other for other in planned if not tried.isdisjoint(other.sources)]
+            made = [self._complete(one, self._regrouper.make(one), dialect) for one in met]
+            encoded = [(one, self._encoded(one, each, dialect)) for one, each in zip(met, made, strict=True)]
             configuration(dialect, encoded, self._placed.relation)
         except LycorisError as error:
             return error

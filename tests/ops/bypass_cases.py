@@ -68,7 +68,7 @@ FACTS = [
     (kind, name)
     for (kind, spec), (name, case) in itertools.product(KINDS.items(), MODULES.items())
     if not spec.flat
-    and (len(case.shape) > 2 or not spec.needs_kernel)
+    and not (spec.linear if len(case.shape) > 2 else spec.needs_kernel)
     # Every block of a BOFT has two halves.
     and (spec.algorithm != "boft" or case.shape[0] % 2 == 0)
 ]

@@ -155,6 +155,16 @@ def singlora(shape: tuple[int, ...], rank: int) -> Factors:
     return {"singlora_A": rand(max(shape[0], math.prod(shape[1:])), rank)}
 
 
+def vera(shape: tuple[int, ...], rank: int) -> Factors:
+    """The shared tensors are for more outputs and inputs than the layer has."""
+    return {
+        "vera_lambda_b": rand(shape[0]),
+        "vera_lambda_d": rand(rank),
+        "vera_B": rand(shape[0] + 5, rank),
+        "vera_A": rand(rank, shape[1] + 7),
+    }
+
+
 @dataclass(frozen=True)
 class Kind:
     """One set of tensors that an algorithm accepts: how to make it, and properties of its change."""
@@ -164,6 +174,8 @@ class Kind:
     """Makes random tensors by key suffix, without alpha, from the shape of a weight and a rank."""
     needs_kernel: bool = False
     """Whether the kind exists only for weights of more than two dimensions."""
+    linear: bool = False
+    """Whether the kind exists only for linear layers."""
     flat: bool = False
     """Whether the kind is for weights of one dimension."""
     options: dict[str, str] = field(default_factory=dict)
@@ -232,6 +244,7 @@ KINDS: dict[str, Kind] = {
     "boft-peft": Kind("boft_peft", boft_peft, scaled=False, additive=False, row_by_row=True),
     "tlora": Kind("tlora", tlora, options={"sig_type": "principal"}, additive=False),
     "singlora": Kind("singlora", singlora, additive=False),
+    "vera": Kind("vera", vera, linear=True, scaled=False, additive=False),
     "full": Kind("full", lambda shape, rank: {"diff": rand(*shape)}, scaled=False),
     "full-set": Kind(
         "full",
@@ -254,7 +267,7 @@ def _fit(spec: Kind, weight: str) -> bool:
         return False
     if spec.flat or weight in WITHOUT_RANK:
         return spec.flat and weight in WITHOUT_RANK
-    return not spec.needs_kernel or len(WEIGHTS[weight]) > 2
+    return not (spec.linear if len(WEIGHTS[weight]) > 2 else spec.needs_kernel)
 
 
 CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in WEIGHTS if _fit(spec, weight)]
@@ -263,7 +276,7 @@ CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in WEIGHTS if
 
 def home(kind: str) -> str:
     """The name of a weight that the kind fits."""
-    return "norm" if KINDS[kind].flat else "conv2d"
+    return "norm" if KINDS[kind].flat else "linear" if KINDS[kind].linear else "conv2d"
 
 
 FEW = [(kind, weight) for kind, weight in CASES if weight in ("linear-odd", home(kind))]

@@ -46,7 +46,7 @@ ALL = ("words", "conv", "norm", "blocks", "head")
 
 
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"algorithm": name} for name in trainable() if name not in ("norm", "boft_peft")},
+    **{name: {"algorithm": name} for name in trainable() if name not in ("norm", "boft_peft", "vera")},
     "dora-output": {"dora": "output"},
     "dora-input": {"algorithm": "loha", "dora": "input"},
     "tucker": {"tucker": True},

@@ -177,7 +177,7 @@ def test_a_budget_is_met_and_keeps_more_than_a_uniform_rank(
 
 def proportional(kind: str) -> bool:
     spec = KINDS[kind]
-    return (spec.additive or spec.algorithm in ("glora", "ia3", "singlora")) and kind != "full-set"
+    return (spec.additive or spec.algorithm in ("glora", "ia3", "singlora", "vera")) and kind != "full-set"
 
 
 @pytest.mark.parametrize(("kind", "weight"), [case for case in FEW if case[1] == home(case[0])])

@@ -217,7 +217,7 @@ def test_every_kind_of_pefts_is_read_or_named() -> None:
         ("use_bdlora", {}),
         ("arrow_config", {"top_k": 2}),
         ("kasa_config", {}),
-        ("peft_type", "VERA"),
+        ("peft_type", "VBLORA"),
         ("peft_type", "NO_SUCH_KIND"),
     ],
 )
@@ -459,7 +459,6 @@ UNREAD_CONFIGS: dict[str, dict[str, Any]] = {
     "ROAD": {"group_size": 4},
     "SHIRA": {"r": 2},
     "VBLORA": {"num_vectors": 8, "vector_length": 4, "topk": 2},
-    "VERA": {"r": 4},
 }
 
 

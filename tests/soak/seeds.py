@@ -86,7 +86,7 @@ class Seed:
 
 def weights_of(kind: str) -> list[str]:
     """The names of two weights that a kind fits, or of one where it fits no more."""
-    if KINDS[kind].flat:
+    if KINDS[kind].flat or KINDS[kind].linear:
         return [home(kind)]
     return ["conv2d", "conv1d"] if KINDS[kind].needs_kernel else ["linear", "conv2d"]
 

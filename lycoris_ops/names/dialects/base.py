@@ -146,6 +146,9 @@ class Write:
     """Whether it can hold layers of a kind. The second argument is `Asked.takes_lokr`."""
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
+    shares: bool = False
+    """Whether its files hold tensors that all layers share, once. In other files each layer is complete, see
+    `Sharing.alone`."""
     configuration: Literal["beside", "within"] | None = None
     """Where the configuration of the layers is written: to a file beside the layers' file, or into its
     metadata."""
@@ -185,7 +188,8 @@ class Dialect:
     rename: Callable[[str], str] | None = None
     """From a key of a recognised file to one that consists of a prefix, a path and a known suffix."""
     regrouped: Callable[[Groups], Groups] | None = None
-    """The layers that are meant, where keys have suffixes that are none of the algorithms'."""
+    """The layers that are meant, where keys have suffixes that are none of the algorithms', or name tensors
+    that layers share."""
     aside: Callable[[str], bool] | None = None
     """Whether a key is of training alone, and of no layer, though it begins with the name of one."""
     base_weight: str | None = None

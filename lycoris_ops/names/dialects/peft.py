@@ -15,6 +15,7 @@ from ...algorithms.axes import ALPHA, SET_BIAS
 from ...algorithms.factored import DORA
 from ...algorithms.full import SET, SET_ROWS, Full
 from ...algorithms.lora import EMBEDDING_UP
+from ...algorithms.vera import LAMBDA_B, LAMBDA_D, A, B, Vera
 from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
 from ...maths.shapes import Extent, Shape
@@ -28,7 +29,7 @@ from ...peft.parameters import DOWN, UP
 from ...peft.rows import has_rows, with_rows
 from ...peft.unread import UNREAD, not_read, told_by
 from ..layouts import Layers
-from .base import MEMBERS, Asked, Dialect, Encoded, Held, Opened, Prefix, Write
+from .base import MEMBERS, Asked, Dialect, Encoded, Groups, Held, Opened, Prefix, Write
 
 if TYPE_CHECKING:
     from ..layer_name import LayerName
@@ -53,6 +54,7 @@ NAMED = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     *("lora_embedding_A", "lora_embedding_B", "lora_E", "ia3_l", "boft_R", "boft_s"),
+    *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"),
 )
 """Parameters of PEFT's layers that have no `.weight` after them.
 
@@ -68,6 +70,8 @@ PRUNED = re.compile(r"\.lora_E(?:\.[^.]+)?$")
 """The end of the key of AdaLoRA's singular values."""
 FACTOR = re.compile(r"\.lora_[ABE](?:\.[^.]+)*$")
 """The end of the key of one of AdaLoRA's three factors."""
+SHARED = "base_model"
+"""The name before tensors that all layers share."""
 BASE_LAYER = ".base_layer."
 """A part of the keys of tensors inside a module that PEFT wrapped."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
@@ -209,10 +213,27 @@ def _doubled(keys: Collection[str]) -> bool:
     return any(map(WRAPPED.search, keys))
 
 
+def _regrouped(grouped: Groups) -> Groups:
+    """Each layer of VeRA with the tensors that all of them share."""
+    shared = grouped.get(SHARED, {})
+    if not any(LAMBDA_B in keys for keys in grouped.values()) or not Vera.table.shared.issuperset(shared):
+        return grouped
+    return {
+        name: {**shared, **keys} if LAMBDA_B in keys else keys
+        for name, keys in grouped.items()
+        if name != SHARED
+    }
+
+
 def _unread(keys: Collection[str], config: ConfigFile | None) -> str | None:
     """The name of a kind that is not read; what a layer lacks; or the names of several adapters."""
     if keys == {SET_ROWS}:
         return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
+    if keys == {LAMBDA_B, LAMBDA_D}:
+        return (
+            f"a vera layer in a file without {A} and {B}, which only the model that it was trained on tells: "
+            "load it there in PEFT, and save it with save_projection"
+        )
     if bias := next(filter(DOWN_BIAS.fullmatch, keys), None):
         return f"a lora with {bias}, which is not read: take it out, and add up @ {bias} to the bias of up"
     kind = told_by(keys)
@@ -262,6 +283,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     if asked.biased:
         kind.check_bias(layer)
     tensors, wanted = kind.encoded(layer)
+    wanted = replace(wanted, weight=asked.weight)
     if asked.on_parameter and tensors.keys() != {DOWN, UP}:
         raise LayerError(
             "holds only plain LoRA for experts and routers, and for layers with their names",
@@ -278,18 +300,20 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _held(made: Sequence[Encoded]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The layers with the names that PEFT gives to values beside other kinds, and with experts joined.
+    """The layers with the names that PEFT gives to values beside other kinds, with experts joined, and with
+    what all layers share once.
 
     In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
     `token_adapter`.
     """
     alone = {one.configured[0] for one in made if one.configured} <= BY_VALUES
+    shared: dict[str, Tensor] = {}
     for one in made:
+        own = {s: tensor for s, tensor in one.tensors.items() if s not in Vera.table.shared}
+        shared |= {s: tensor for s, tensor in one.tensors.items() if s not in own}
         if not one.on_parameter:
-            yield (
-                one.name,
-                {s if alone else BESIDE.get(s, s): tensor for s, tensor in one.tensors.items()},
-            )
+            yield one.name, {s if alone else BESIDE.get(s, s): tensor for s, tensor in own.items()}
+    yield SHARED, shared
     yield from joined({one.name: one.tensors for one in made if one.on_parameter})
 
 
@@ -320,6 +344,7 @@ DIALECT = Dialect(
     doubled=_doubled,
     config_of=_config_of,
     value_of=_value_of,
+    regrouped=_regrouped,
     unread=_unread,
     check=_check_magnitude,
     restated=_restated,
@@ -331,6 +356,7 @@ DIALECT = Dialect(
         layout=Layers.diffusers_or_own,
         renamed=_renamed,
         holds=_holds,
+        shares=True,
         configuration="beside",
         held=_held,
         card=card_of,
