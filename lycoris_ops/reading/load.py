@@ -19,7 +19,7 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..names.dialects import GENERIC_NAMES, Opened, check, config_of, opened, unread
+from ..names.dialects import GENERIC_NAMES, Opened, config_of, opened, unread
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
 from ..peft import CONFIG_NAME, Config, ConfigFile
@@ -254,7 +254,6 @@ def _open(path: str) -> TensorFile:
 def _describe(
     named: LayerName, outline: Outline, keys: dict[str, str], read: Opened, given: Mapping[str, Any]
 ) -> LayerInfo:
-    check(keys, outline.shapes, outline.shape)
     config = config_of(read, named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
     enlarges = RESHAPE in keys or (read.dialect is not None and named.text in read.dialect.enlarged)

@@ -321,3 +321,18 @@ def test_the_bias_of_the_second_layer_changes_the_bias_and_that_of_the_first_is_
     )
     with pytest.raises(lyc.LayerError, match="take it out, and add"):
         adapter.layer(BIASED)
+
+
+def test_a_magnitude_of_pefts_that_is_not_for_the_outputs_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    """By its size it could be for the inputs, which PEFT has none for. The other layers stay usable."""
+    name, other = "base_model.model.x", "base_model.model.y"
+    tensors = {
+        **pair(24, 12, 2, f"{name}.lora_B.weight", f"{name}.lora_A.weight"),
+        f"{name}.lora_magnitude_vector": rand(12),
+        **pair(24, 12, 2, f"{other}.lora_B.weight", f"{other}.lora_A.weight"),
+        f"{other}.lora_magnitude_vector": rand(24),
+    }
+    adapter = read(tmp_path, tensors)
+    assert adapter.layers[other].rank == 2
+    with pytest.raises(lyc.LayerError, match=rf"{name}\.lora_magnitude_vector: .*each output.*\[12\].*24"):
+        adapter.layer(name)

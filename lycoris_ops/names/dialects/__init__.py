@@ -14,7 +14,6 @@ from ...algorithms import ALGORITHMS, Layer
 from ...discovery import discover
 from ...errors import LycorisError
 from ...files.tensor_file import TensorFile
-from ...maths.shapes import Extent, Shape
 from ...peft import Config, ConfigFile
 from .base import MEMBERS, Asked, Component, Dialect, Encoded, Groups, Held, Opened, Prefix, Write
 
@@ -38,7 +37,6 @@ __all__ = [
     "Opened",
     "Prefix",
     "Write",
-    "check",
     "config_of",
     "is_aside",
     "is_doubled",
@@ -164,7 +162,6 @@ _DOUBLED = [dialect.doubled for dialect in DIALECTS.values() if dialect.doubled]
 BASE_WEIGHTS = tuple(dialect.base_weight for dialect in DIALECTS.values() if dialect.base_weight)
 """See `Dialect.base_weight`."""
 _UNREAD = [dialect.unread for dialect in DIALECTS.values() if dialect.unread]
-_CHECKS = [dialect.check for dialect in DIALECTS.values() if dialect.check]
 _RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restated]
 
 
@@ -203,12 +200,6 @@ def is_doubled(keys: Collection[str]) -> bool:
 def unread(keys: Collection[str], config: ConfigFile | None = None) -> str | None:
     """What tensors are that a tool writes and nothing reads. See `Dialect.unread`."""
     return next((words for one in _UNREAD if (words := one(keys, config))), None)
-
-
-def check(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
-    """Raise LayerError for a layer whose tensors a dialect refuses. See `Dialect.check`."""
-    for one in _CHECKS:
-        one(keys, shapes, shape)
 
 
 def restated(held: Held) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...files.tensor_file import TensorFile
-from ...maths.shapes import Extent, Shape
+from ...maths.shapes import Shape
 from ...peft import Config, ConfigFile, Wanted
 from ..layouts import Layers, Names
 from .pipelines import Parts
@@ -215,11 +215,6 @@ class Dialect:
     The arguments are the suffixes of one layer, or all keys of a file without a layer, and the configuration
     that is asked too.
     """
-    check: Callable[[Mapping[str, str], Mapping[str, Shape], Extent], None] | None = None
-    """Raises LayerError for tensors that the tool defines differently from what their shapes say.
-
-    The arguments are the keys and shapes of a layer's tensors by suffix, and the shape of its change.
-    """
     enlarged: tuple[str, ...] = ()
     """Layers that enlarge their weight with zeros to their own shape, though no tensor says so.
 
@@ -228,7 +223,8 @@ class Dialect:
     restated: Callable[[Held], Mapping[str, Tensor]] | None = None
     """The tensors of a layer that the tool defines differently, converted to the algorithm's definition.
 
-    It is called for every layer of every file, since one file can have layers of several tools.
+    It is called for every layer of every file, since one file can have layers of several tools. Raises
+    LayerError for tensors that the tool does not define so.
     """
     file: str | None = None
     """The name, without its ending, that the tool gives to every file; None if users name the files."""

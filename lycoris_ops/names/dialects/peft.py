@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from ...algorithms.lora import EMBEDDING_UP
 from ...algorithms.vera import LAMBDA_B, LAMBDA_D, A, B, Vera
 from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
-from ...maths.shapes import Extent, Shape
 from ...peft import CONFIG_NAME, Config, ConfigFile, kind_of
 from ...peft.card import card_of
 from ...peft.config import PREFIX
@@ -132,12 +130,21 @@ def _restated(held: Held) -> Mapping[str, Tensor]:
     """PEFT's DoRA magnitude, which is always for the outputs.
 
     On a convolution it is (1, O, 1, 1), which the algorithm would read as one for the inputs where O = I. On
-    an embedding (V, D) it is for the D features, which are the inputs here.
+    an embedding (V, D) it is for the D features, which are the inputs here. Raises LayerError for one of
+    another size.
     """
     if DORA not in held.tensors or held.keys[DORA].endswith(DORA):
         return {}
-    shape = (1, -1) if EMBEDDING_UP in held.tensors else (-1,)
-    return {DORA: held.tensors[DORA].reshape(shape)}
+    magnitude, up = held.tensors[DORA], held.tensors.get(EMBEDDING_UP, held.tensors.get(PAIR[UP]))
+    # Other tools have magnitudes for inputs too, under names of their own.
+    if MAGNITUDE[0] in held.keys[DORA] and up is not None and magnitude.numel() != len(up):
+        raise LayerError(
+            "a DoRA magnitude in PEFT's names does not have one value for each output",
+            key=DORA,
+            got=str(list(magnitude.shape)),
+            expected=f"{len(up)} values",
+        )
+    return {DORA: magnitude.reshape((1, -1) if EMBEDDING_UP in held.tensors else -1)}
 
 
 def _opened(read: Opened) -> Opened:
@@ -247,23 +254,6 @@ def _unread(keys: Collection[str], config: ConfigFile | None) -> str | None:
     return f"several adapters, {', '.join(several)}: write one of them into a file of its own"
 
 
-def _check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
-    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs.
-
-    `keys` and `shapes` describe the layer's tensors by suffix; `shape` is the shape of its change.
-    """
-    # Other tools have magnitudes for inputs too, under names of their own.
-    if MAGNITUDE[0] not in keys.get(DORA, ""):
-        return
-    expected = shape[1 if EMBEDDING_UP in keys else 0]
-    if expected is not None and math.prod(shapes[DORA]) != expected:
-        raise LayerError(
-            "a DoRA magnitude in PEFT's names does not have one value for each output",
-            got=str(list(shapes[DORA])),
-            expected=f"{expected} values",
-        )
-
-
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
     return PREFIX + path if spoken in ("diffusers", "peft") else None
 
@@ -346,7 +336,6 @@ DIALECT = Dialect(
     value_of=_value_of,
     regrouped=_regrouped,
     unread=_unread,
-    check=_check_magnitude,
     restated=_restated,
     file="adapter_model",
     write=Write(
