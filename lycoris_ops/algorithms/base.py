@@ -409,14 +409,6 @@ class Layer(ABC):
         additive = self.additive()
         return self.sides(weight).changed(weight) if additive is None else plus(weight, additive)
 
-    def dependent_bias(self, bias: Tensor) -> Tensor:
-        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias."""
-        if self.set_bias is None:
-            return self.dependent(bias)
-        change = self.set_bias.flatten().to(bias) - bias
-        added = self.bias_additive() or ()
-        return change + add_up(added, bias.dtype, bias.device).flatten() if added else change
-
     def plain(self, weight: Shape = ()) -> Layer:
         """The same layer in the tensors that every tool reads: without the third factor of PEFT's AdaLoRA.
 
@@ -477,11 +469,6 @@ class Layer(ABC):
         """Whether no output depends on another, so that rows can be cut out."""
         return self.additive() is not None
 
-    @property
-    def columns_apart(self) -> bool:
-        """Whether no input depends on another, so that columns can be cut out."""
-        return self.additive() is not None
-
     def row_axes(self) -> Mapping[str, int] | None:
         """The fields that hold a value or a vector for each output, with the axis that counts the outputs.
 
@@ -492,11 +479,8 @@ class Layer(ABC):
 
     def column_axes(self) -> Mapping[str, int] | None:
         """As `row_axes`, with the axis that counts the inputs of a weight without a kernel."""
-        return (
-            self._axes("I")
-            if self.columns_apart and self.variant.letters.intersection(self.variant.sides["I"])
-            else None
-        )
+        counted = self.variant.letters.intersection(self.variant.sides["I"])
+        return self._axes("I") if self.additive() is not None and counted else None
 
     def _axes(self, letter: str) -> dict[str, int]:
         held, named = self.tensors(), self.variant.axes_of(letter)
@@ -511,7 +495,7 @@ class Layer(ABC):
         """
         axes = self.row_axes()
         if axes is None:
-            raise self.inseparable(ranges)
+            raise self._inseparable(ranges)
         held = self.tensors()
         biases = {name: cut(held[name].flatten(), 0, ranges) for name in self.table.biases if name in held}
         return self._cut("O", axes, ranges).with_tensors(biases)
@@ -536,27 +520,14 @@ class Layer(ABC):
         cuts = {name: cut(held[name], axis, ranges) for name, axis in axes.items()}
         if len(letters) == 1:
             return self.with_tensors(cuts)
-        blocks = self.blocks(ranges, self.variant.size(letters[1], self.shapes))
+        blocks = blocks_of(ranges, self.variant.size(letters[1], self.shapes))
         if blocks is None:
-            return self.with_tensors(cuts).uneven(self, side, ranges)
+            raise self._inseparable(ranges)
         return self.with_tensors(
             cuts | {name: cut(held[name], axis, blocks) for name, axis in self._axes(letters[0]).items()}
         )
 
-    def blocks(self, ranges: Sequence[Rows], size: int) -> list[Rows] | None:
-        """Ranges of rows or columns as ranges of blocks of `size`; None where a range cuts through one."""
-        if any(bound % size for rows in ranges for bound in rows):
-            return None
-        return [(start // size, stop // size) for start, stop in ranges]
-
-    def uneven(self, whole: Layer, side: str, ranges: Sequence[Rows]) -> Layer:
-        """This layer, cut from `whole` except for its blocks, through which the ranges cut.
-
-        Raises LayerError where blocks cannot be cut.
-        """
-        raise self.inseparable(ranges)
-
-    def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
+    def _inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(
             f"{a_layer(self.algorithm)} of this kind cannot be cut to a part of its rows",
@@ -580,7 +551,12 @@ class Dependent:
 
     def change(self, met: Tensor) -> Tensor:
         """The change at strength 1 of a float32 or float64 weight or bias."""
-        return self.layer.dependent(met) if self.parameter == "weight" else self.layer.dependent_bias(met)
+        layer = self.layer
+        if self.parameter == "weight" or layer.set_bias is None:
+            return layer.dependent(met)
+        change = layer.set_bias.flatten().to(met) - met
+        added = layer.bias_additive() or ()
+        return change + add_up(added, met.dtype, met.device).flatten() if added else change
 
 
 Form = Additive | Dependent
@@ -682,6 +658,13 @@ def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:
     """Concatenate ranges of a tensor along an axis."""
     parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def blocks_of(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
+    """Ranges of rows or columns as ranges of blocks of `size`; None where a range cuts through one."""
+    if any(bound % size for rows in ranges for bound in rows):
+        return None
+    return [(start // size, stop // size) for start, stop in ranges]
 
 
 def alpha_of(layer: Layer) -> float | None:

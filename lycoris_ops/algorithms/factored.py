@@ -233,14 +233,13 @@ class Factored(Trained):
         """False with a DoRA magnitude for inputs, whose norms are over all outputs."""
         return self.dora_scale is None or self.magnitude_axis() == 0
 
-    @property
-    def columns_apart(self) -> bool:
-        """False with a DoRA magnitude or a sparse remainder."""
-        return not self.reads_weight and self.bias_size is None
-
     def row_axes(self) -> Mapping[str, int] | None:
         axes = super().row_axes()
         return axes if axes is None or self.dora_scale is None else {**axes, DORA: axis_of(self.dora_scale)}
+
+    def column_axes(self) -> Mapping[str, int] | None:
+        """None with a DoRA magnitude or a sparse remainder."""
+        return super().column_axes() if self.bias_size is None else None
 
     def rows(self, *ranges: Rows) -> Layer:
         layer = super().rows(*ranges)

@@ -15,7 +15,7 @@ from ..maths.decompositions import Triples, balanced, leading_span, triples_of
 from ..maths.shapes import Rows, Shape, factorization
 from ..maths.tensors import compute_dtype, energy, fetched
 from .axes import Table
-from .base import IGNORED, Layer, cut, kaiming
+from .base import IGNORED, Layer, blocks_of, cut, kaiming
 from .checks import scale
 from .factored import BESIDE, Factored, pair_of
 from .fitting import Delta, Offer, running
@@ -257,19 +257,22 @@ class Lokr(Factored, Planned):
             scale=1.0 if rank is None else scale(self.alpha, rank),
         )
 
-    def blocks(self, ranges: Sequence[Rows], size: int) -> list[Rows] | None:
-        """As in `Layer`; None for PEFT's own product, which has no such blocks."""
-        return None if self.of_peft else super().blocks(ranges, size)
+    def _cut(self, side: str, axes: Mapping[str, int], ranges: Sequence[Rows]) -> Layer:
+        """As in `Layer`. Ranges within a block, and PEFT's own product, have no small factors.
 
-    def uneven(self, whole: Layer, side: str, ranges: Sequence[Rows]) -> Layer:
-        """The product as a full w2, where w1 is a single 1: ranges within a block have no small factors."""
-        assert isinstance(whole, Lokr)
-        formed = cut(whole._formed(), "OI".index(side), ranges)
+        The product is then a full w2, and w1 is a single 1.
+        """
+        size = self.variant.size(self.variant.sides[side][1], self.shapes)
+        if not self.of_peft and blocks_of(ranges, size) is not None:
+            return super()._cut(side, axes, ranges)
+        formed = cut(self._formed(), "OI".index(side), ranges)
         if side == "O":
-            formed = formed.reshape(len(formed), *self.plain_shape(whole.shapes)[1:])
-        own = dict.fromkeys(field for product in whole.variant.products for field in product)
+            formed = formed.reshape(len(formed), *self.plain_shape(self.shapes)[1:])
+        own = dict.fromkeys(field for product in self.variant.products for field in product)
         own |= {W1: formed.new_ones(1, 1), W2: formed}
-        return replace(self, **own, product_of="lycoris")
+        held = self.tensors()
+        beside = {name: cut(held[name], axis, ranges) for name, axis in axes.items() if name not in own}
+        return replace(self, **beside, **own, product_of="lycoris")
 
     def _formed(self) -> Tensor:
         """The product as a matrix."""
