@@ -34,14 +34,14 @@ def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iter
         return (Turn(batch, True, count) for batch in iter(batches))
     start %= count
     if isinstance(batches, Sequence):
-        indices = _Places(range(start, len(batches)), rank, count)
+        indices = _Indices(range(start, len(batches)), rank, count)
         return _sized((batches[index] for index in indices), indices)
-    if _has_places(batches):
+    if _has_indices(batches):
         loader: Any = batches
         by_batch = loader.batch_sampler is not None
         sampler = loader.batch_sampler if by_batch else loader.sampler
-        indices = _Places(sampler, rank, count, start)
-        return _sized(iter(_with_places(loader, indices, by_batch=by_batch)), indices)
+        indices = _Indices(sampler, rank, count, start)
+        return _sized(iter(_with_indices(loader, indices, by_batch=by_batch)), indices)
     return _turns(islice(iter(batches), start, None), rank, count)
 
 
@@ -54,7 +54,7 @@ def shared_out(batches: Iterable[Any], count: int) -> bool:
     return isinstance(getattr(batches, "sampler", None), DistributedSampler)
 
 
-class _Places:
+class _Indices:
     """The indices from a sampler that are for one process's batches."""
 
     def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
@@ -75,19 +75,19 @@ def _turns(batches: Iterator[Any], rank: int, count: int) -> Iterator[Turn]:
         yield Turn(group[rank if counts else 0], counts, len(group))
 
 
-def _sized(batches: Iterator[Any], indices: _Places) -> Iterator[Turn]:
+def _sized(batches: Iterator[Any], indices: _Indices) -> Iterator[Turn]:
     for batch in batches:
         of = indices.sizes.popleft()
         yield Turn(batch, indices.rank < of, of)
 
 
-def _has_places(batches: Iterable[Any]) -> bool:
+def _has_indices(batches: Iterable[Any]) -> bool:
     from torch.utils.data import DataLoader, IterableDataset
 
     return type(batches) is DataLoader and not isinstance(cast("Any", batches).dataset, IterableDataset)
 
 
-def _with_places(loader: Any, indices: _Places, *, by_batch: bool) -> Iterable[Any]:
+def _with_indices(loader: Any, indices: _Indices, *, by_batch: bool) -> Iterable[Any]:
     """A copy of a loader that gives only the batches at these places."""
     from torch.utils.data import DataLoader
 

@@ -18,7 +18,15 @@ from torch import Tensor
 from ..errors import FileFormatError, LayerError, LycorisError, MatchError, WriteError, located, number_of
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.model_file import ModelFile
-from ..files.quantised import Codec, Quantised, found_in, plain_floats, round_to_float8, seed_of, stored_as
+from ..files.quantised import (
+    Codec,
+    Quantised,
+    plain_floats,
+    quantised_in,
+    round_to_float8,
+    seed_of,
+    stored_as,
+)
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, check_other, metadata_of, new_files
@@ -114,7 +122,7 @@ def merge_checkpoint(
     for path in (entry.adapter.path for entry in stack if os.path.isabs(entry.adapter.path)):
         for file in destination.files:
             check_other(file, path, "an adapter of the stack")
-    quantised, unread = found_in(base, codec)
+    quantised, unread = quantised_in(base, codec)
     shapes = {key: info.shape for key, info in base.tensors.items()}
     views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
@@ -138,7 +146,7 @@ def merge_checkpoint(
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
-            {name: info for name, info in tensors.items() if destination.places[name] == number},
+            {name: info for name, info in tensors.items() if destination.shard_of[name] == number},
             metadata_of(shard.metadata, metadata or {}, _recipe(base, stack), "base_recipe"),
         )
         for number, shard in zip(range(len(destination.weights)), base.shards, strict=False)
@@ -163,7 +171,7 @@ def merge_checkpoint(
         data = [opened.enter_context(shard.data()) for shard in base.shards]
 
         def seek(name: str) -> BinaryIO:
-            number = destination.places[name]
+            number = destination.shard_of[name]
             weights[number].seek(len(heads[number]) + tensors[name].start)
             return weights[number]
 
@@ -219,7 +227,7 @@ class _Merge:
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
     unread: Mapping[str, str]
-    """The formats of further ones, see `found_in`."""
+    """The formats of further ones, see `quantised_in`."""
     codec: Codec | None
     strange: list[str] = field(default_factory=list[str])
     """`MergeResult.strange`, so far."""
@@ -272,7 +280,7 @@ class _Merge:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
                 shape = _enlarged(info.shape, self.pairs.get(FileSlot(name), ()))
             size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
-            number = self.destination.places[name]
+            number = self.destination.shard_of[name]
             outputs[name] = TensorInfo(written, shape, ends[number], ends[number] + size)
             ends[number] += size
         return outputs
@@ -323,7 +331,7 @@ class _Merge:
         copied: _Copied | None = None
         begun: set[str] = set()
         for name, info in self.base.tensors.items():
-            shard = self.base.places[name]
+            shard = self.base.shard_of[name]
             if copied is not None and copied.shard != shard:
                 yield copied
                 copied = None
@@ -374,7 +382,7 @@ class _Merge:
         return {name: encoded[name] for name in weight.parts}
 
     def _read(self, data: Sequence[BinaryIO], name: str) -> Tensor:
-        number = self.base.places[name]
+        number = self.base.shard_of[name]
         return self.base.shards[number].read_one(data[number], name)
 
     def _patched(self, key: str, weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Destination:
     path: Path
     """The file, the index or the folder, as it was asked for."""
     weights: tuple[Path, ...]
-    places: Mapping[str, int]
+    shard_of: Mapping[str, int]
     """The index in `weights` of each tensor's file."""
     index: Path | None = None
     copied: tuple[Path, ...] = ()
@@ -62,7 +62,7 @@ class Destination:
         """The index of the files, with the metadata of the base's index."""
         metadata = dict(base.index.metadata) if base.index else {}
         metadata["total_size"] = sum(info.end - info.start for info in tensors.values())
-        files = {name: self.weights[number].name for name, number in sorted(self.places.items())}
+        files = {name: self.weights[number].name for name, number in sorted(self.shard_of.items())}
         return (json.dumps({"metadata": metadata, "weight_map": files}, indent=2) + "\n").encode()
 
 
@@ -97,7 +97,7 @@ def destination_of(base: ModelFile, out_path: str | os.PathLike[str]) -> Destina
     names = shard_names(own, len(base.shards)) if base.index else [own]
     copied = () if named or not base.folder else tuple(_alongside(base.folder))
     index = home / own if base.index else None
-    return Destination(path, tuple(home / name for name in names), base.places, index, copied)
+    return Destination(path, tuple(home / name for name in names), base.shard_of, index, copied)
 
 
 def _alongside(folder: Path) -> Iterator[Path]:

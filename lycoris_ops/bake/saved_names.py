@@ -24,7 +24,7 @@ from ..files.json_text import parse_json
 from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
 from ..modules.sites import Site, all_sites, shared_weights
-from .views import FilePlace, FileSlot, FileView
+from .views import FileRows, FileSlot, FileView
 
 
 def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView]:
@@ -42,12 +42,12 @@ def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView
     held = _held(model, numbers)
     views_found: dict[str, FileView] = {}
     for site in all_sites(model).values():
-        if sources := _places(held.get(site.parameter), site, numbers):
+        if sources := _sources(held.get(site.parameter), site, numbers):
             views_found[site.key if site.expert is None else site.path] = FileView(site.shape, sources)
         bias = held.get(site.bias_key) if site.has_bias else None
         if isinstance(bias, str):
-            views_found[site.bias_key] = FileView(site.shape[:1], (FilePlace(FileSlot(bias)),))
-        elif bias is not None and (sources := numbers.places(bias.flatten(), site.shape[:1])):
+            views_found[site.bias_key] = FileView(site.shape[:1], (FileRows(FileSlot(bias)),))
+        elif bias is not None and (sources := numbers.sources(bias.flatten(), site.shape[:1])):
             views_found[site.bias_key] = FileView(site.shape[:1], sources)
     return views_found
 
@@ -146,13 +146,13 @@ class _Numbers:
             return self._first[key] + (starts[:, None] + torch.arange(shape[1]))[..., None]
         return (self._first[key] + torch.arange(shape[0])).reshape(-1, *(1 for _ in shape[1:]))
 
-    def places(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[FilePlace, ...]:
+    def sources(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[FileRows, ...]:
         """The places of a weight or bias of `shape`, given the numbers of its rows, or of its columns with
         `turned`.
 
         () where a slot holds only parts of the rows, or holds them in another order.
         """
-        places: list[FilePlace] = []
+        places: list[FileRows] = []
         done = 0
         for run in rows.tensor_split((rows.diff() != 1).nonzero().flatten() + 1):
             index = bisect_right(self.starts, int(run[0])) - 1
@@ -164,7 +164,7 @@ class _Numbers:
             if not turned and (stored[1:] != shape[1:] or any(source.slot == slot for source in places)):
                 return ()
             places.append(
-                FilePlace(
+                FileRows(
                     slot._replace(turned=turned),
                     None if all_of_it else (start, start + len(run)),
                     None if alone else (done, end),
@@ -212,15 +212,15 @@ def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
     return sources
 
 
-def _places(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[FilePlace, ...]:
+def _sources(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[FileRows, ...]:
     """The places of a site's weight; () where none is known."""
     if isinstance(held, str):
         slot = FileSlot(held, site.expert, site.transposed)
-        return (FilePlace(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()
+        return (FileRows(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()
     if held is None:
         return ()
     rows = held if site.expert is None else held[site.expert]
     across = rows.ndim == 2 and rows.shape[0] == 1
     if rows.ndim != 2 or 1 not in rows.shape:
         return ()
-    return numbers.places(rows.flatten(), site.shape, turned=site.transposed != across)
+    return numbers.sources(rows.flatten(), site.shape, turned=site.transposed != across)

@@ -46,7 +46,7 @@ class FileSlot(NamedTuple):
         return own.T if self.turned else own
 
 
-class FilePlace(NamedTuple):
+class FileRows(NamedTuple):
     """Rows of a weight in a file."""
 
     slot: FileSlot
@@ -60,7 +60,7 @@ class FileView(NamedTuple):
     """A weight or bias as layers see it, (O, I) or (O,), and where a file holds it."""
 
     shape: Shape
-    places: tuple[FilePlace, ...]
+    sources: tuple[FileRows, ...]
 
 
 def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, FileView]:
@@ -80,7 +80,7 @@ def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, F
         if len(shape) == 3 and shape[1] != shape[2]:
             for number in numbers:
                 if number < shape[0]:
-                    yield of_expert(key, number), FileView(shape[1:], (FilePlace(FileSlot(key, number)),))
+                    yield of_expert(key, number), FileView(shape[1:], (FileRows(FileSlot(key, number)),))
 
 
 def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, FileView]]:
@@ -90,7 +90,7 @@ def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str
     adapters for such weights (see `Adapter.transposed`).
     """
     for key in stored_transposed(shapes) or _fitting_transposed(shapes, stack):
-        yield key, FileView(shapes[key][::-1], (FilePlace(FileSlot(key, turned=True)),))
+        yield key, FileView(shapes[key][::-1], (FileRows(FileSlot(key, turned=True)),))
 
 
 def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
@@ -106,7 +106,7 @@ def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
 
 def slots_of(name: str, views: Mapping[str, FileView]) -> tuple[FileSlot, ...]:
     """The slots of a weight, by its name in the file or in `views`."""
-    return tuple(source.slot for source in views[name].places) if name in views else (FileSlot(name),)
+    return tuple(source.slot for source in views[name].sources) if name in views else (FileSlot(name),)
 
 
 def placed(
@@ -120,13 +120,13 @@ def placed(
             if view is None:
                 by_slot.setdefault(FileSlot(name), []).append((entry, match))
                 continue
-            for source in view.places:
+            for source in view.sources:
                 if (met := _met(match, source, view.shape[0])) is not None:
                     by_slot.setdefault(source.slot, []).append((entry, met))
     return {slot: in_order(of_slot) for slot, of_slot in by_slot.items()}
 
 
-def _met(match: Match, source: FilePlace, size: int) -> Match | None:
+def _met(match: Match, source: FileRows, size: int) -> Match | None:
     """The match for the rows of a place alone; None where it changes none of them. `size` counts all rows."""
     if source.rows is None and source.window is None:
         return match

@@ -39,18 +39,18 @@ class Reach:
     bounds every intermediate value, whatever the order of computing.
     """
 
-    parts: tuple[float, ...]
+    bounds: tuple[float, ...]
 
     @property
     def most(self) -> float:
-        return math.prod(self.parts)
+        return math.prod(self.bounds)
 
     @property
     def within(self) -> float:
-        return math.prod(bound for bound in self.parts if not bound <= 1)
+        return math.prod(bound for bound in self.bounds if not bound <= 1)
 
 
-Parts = tuple[float | Tensor, ...]
+Bounds = tuple[float | Tensor, ...]
 """The parts of a `Reach`; a tensor stands for its largest absolute value."""
 
 
@@ -77,8 +77,8 @@ class LowRank:
     def work(self) -> int:
         return self.up.numel() + self.down.numel()
 
-    def parts(self) -> Parts:
-        return (abs(self.scale), *_parts_of((self.up, self.down)))
+    def bounds(self) -> Bounds:
+        return (abs(self.scale), *_bounds_of((self.up, self.down)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Spanned(LowRank):
     def embedded(self, rows: Rows, count: int) -> LowRank:
         return LowRank(self.up, self.down, self.scale).embedded(rows, count)
 
-    def parts(self) -> Parts:
+    def bounds(self) -> Bounds:
         # No value of U C V^T is larger than the norm of C.
         return (float(len(self.span.core)), self.span.core)
 
@@ -136,8 +136,8 @@ class Hadamard:
         rows, columns = len(self.w1_a), self.w1_b.shape[1]
         return len(self.w1_b) * len(self.w2_b) * (rows + columns)
 
-    def parts(self) -> Parts:
-        return (abs(self.scale), *_parts_of((self.w1_a, self.w1_b)), *_parts_of((self.w2_a, self.w2_b)))
+    def bounds(self) -> Bounds:
+        return (abs(self.scale), *_bounds_of((self.w1_a, self.w1_b)), *_bounds_of((self.w2_a, self.w2_b)))
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ class Kronecker:
         """How many values one input has after it is multiplied by w2: i * k."""
         return self.w1[-1].shape[1] * len(self.w2[0])
 
-    def parts(self) -> Parts:
+    def bounds(self) -> Bounds:
         around = (factor for factor in (self.rows, self.columns) if factor is not None)
-        return (abs(self.scale), *_parts_of(self.w1), *_parts_of(self.w2), *around)
+        return (abs(self.scale), *_bounds_of(self.w1), *_bounds_of(self.w2), *around)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Dense:
     def work(self) -> int:
         return self.values.numel()
 
-    def parts(self) -> Parts:
+    def bounds(self) -> Bounds:
         return (self.values,)
 
 
@@ -247,7 +247,7 @@ def plus(weight: Tensor, forms: Sequence[Additive]) -> Tensor:
 
 def reaches(forms: Sequence[Additive]) -> list[Reach]:
     """The bounds on the values of each form, with one pass over all factors and one wait for a device."""
-    bounds = [form.parts() for form in forms]
+    bounds = [form.bounds() for form in forms]
     held = [bound for each in bounds for bound in each if isinstance(bound, Tensor)]
     sizes = iter(largest_of(held))
     return [
@@ -255,7 +255,7 @@ def reaches(forms: Sequence[Additive]) -> list[Reach]:
     ]
 
 
-def _parts_of(factors: Sequence[Tensor]) -> Parts:
+def _bounds_of(factors: Sequence[Tensor]) -> Bounds:
     """The parts of one factor, or of the product of two."""
     rank = (float(factors[1].shape[0]),) if len(factors) == 2 else ()
     return (*rank, *factors)

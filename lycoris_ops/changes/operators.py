@@ -144,28 +144,28 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Chain:
-    """M = parts[-1] ... parts[1] parts[0]: the first is applied first."""
+    """M = steps[-1] ... steps[1] steps[0]: the first is applied first."""
 
-    parts: tuple[Operator, ...]
+    steps: tuple[Operator, ...]
 
     @property
     def size(self) -> int:
-        return self.parts[0].size
+        return self.steps[0].size
 
     def change(self, vectors: Tensor) -> Tensor:
-        total = self.parts[0].change(vectors)
+        total = self.steps[0].change(vectors)
         # Each part meets the vectors as the parts before it have changed them.
-        for step in self.parts[1:]:
+        for step in self.steps[1:]:
             total = total + step.change(vectors + total)
         return total
 
     def product(self, vectors: Tensor) -> Tensor:
-        for step in self.parts:
+        for step in self.steps:
             vectors = step.product(vectors)
         return vectors
 
     def transposed(self) -> Chain:
-        return Chain(tuple(step.transposed() for step in reversed(self.parts)))
+        return Chain(tuple(step.transposed() for step in reversed(self.steps)))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class ModelFile:
     """The files, in the order of their names."""
     tensors: Mapping[str, TensorInfo]
     """The tensors of all files, in their order. The offsets count within each file."""
-    places: Mapping[str, int]
+    shard_of: Mapping[str, int]
     """The index in `shards` of the file that holds a tensor."""
     index: Index | None
     folder: Path | None
@@ -102,8 +102,8 @@ class ModelFile:
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> dict[str, Tensor]:
         """The named tensors, in the order of `names`. Raises FileFormatError where a file changed."""
         tensors: dict[str, Tensor] = {}
-        for number in sorted({self.places[name] for name in names}):
-            own = [name for name in names if self.places[name] == number]
+        for number in sorted({self.shard_of[name] for name in names}):
+            own = [name for name in names if self.shard_of[name] == number]
             tensors |= self.shards[number].read(own, cache, keep=keep)
         return {name: tensors[name] for name in names}
 

@@ -61,7 +61,7 @@ NAMED = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
 Source: bitsandbytes (MIT), `QuantState.as_dict`."""
 
 
-def found_in(file: TensorFile, codec: Codec | None) -> tuple[dict[str, Quantised], dict[str, str]]:
+def quantised_in(file: TensorFile, codec: Codec | None) -> tuple[dict[str, Quantised], dict[str, str]]:
     """The quantised weights of a file that the codec reads, and the formats of those that it does not.
 
     The formats are by the keys of the weights, where the file names them. The shapes of these weights in the

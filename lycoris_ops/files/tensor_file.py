@@ -147,7 +147,7 @@ class DerivedFile:
 
     file: TensorFile
     tensors: Mapping[str, TensorInfo]
-    made: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
+    makers: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
     """For each tensor that is made: the name of the tensor in `file`, and how it is made from that."""
     added: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The tensors that are not read from `file`."""
@@ -160,7 +160,7 @@ class DerivedFile:
         return DerivedFile(
             self.file,
             tensors | {key: own[key] for key in own if key in back},
-            {key: how for key, how in self.made.items() if key not in back},
+            {key: how for key, how in self.makers.items() if key not in back},
             {key: tensor for key, tensor in self.added.items() if key not in back},
         )
 
@@ -182,7 +182,7 @@ class DerivedFile:
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """See `TensorFile`. What tensors are made from is kept in any case: several may need it."""
-        makers = {name: self.made[name] for name in names if name in self.made}
+        makers = {name: self.makers[name] for name in names if name in self.makers}
         own = [name for name in names if name not in self.added]
         sources = {name: makers[name][0] if name in makers else name for name in own}
         held = self.file.read(tuple(dict.fromkeys(sources.values())), cache, keep=keep or bool(makers))

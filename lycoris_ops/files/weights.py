@@ -16,7 +16,7 @@ from ..maths.tensors import PIECE
 from .cache import TensorCache
 from .dtypes import DTYPES, FLOAT8, FLOATS
 from .model_file import ModelFile
-from .quantised import Codec, found_in, plain_floats, stored_as
+from .quantised import Codec, plain_floats, quantised_in, stored_as
 
 
 class Weights(Protocol):
@@ -86,7 +86,7 @@ class FileWeights:
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None) -> None:
         self.file = ModelFile.open(path)
         self._codec = codec
-        self._quantised, self._unread = found_in(self.file, codec)
+        self._quantised, self._unread = quantised_in(self.file, codec)
         shapes = {key: info.shape for key, info in self.file.tensors.items()}
         self.shapes: Mapping[str, Shape] = shapes | {
             key: weight.shape for key, weight in self._quantised.items()

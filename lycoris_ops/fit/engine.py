@@ -419,7 +419,7 @@ def check_finite(forms: Iterable[Additive], bias: Tensor | None = None) -> None:
 
     What is on a device is not looked at, since that waits: the energy of the change tells it later.
     """
-    here = [form for form in forms if all(_is_here(part) for part in form.parts())]
+    here = [form for form in forms if all(_is_here(part) for part in form.bounds())]
     found = [reach.within for reach in reaches(here)]
     if bias is not None:
         found.append(largest(bias))

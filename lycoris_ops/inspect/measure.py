@@ -19,7 +19,7 @@ from ..files.writing import Progress
 from ..fit.steps import Steps
 from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
-from ..merge.matching import ChangedPlace, places_of
+from ..merge.matching import ChangedWeight, places_of
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -181,7 +181,7 @@ def examine(
 @dataclass
 class _Examining:
     entries: Sequence[Entry]
-    places: Sequence[ChangedPlace]
+    changed: Sequence[ChangedWeight]
     base: Weights | None
     signs: bool
     device: torch.device | str
@@ -194,8 +194,8 @@ class _Examining:
         return None if self.base is None else Blocks(Targets(self.base.shapes))
 
     def run(self, progress: Progress | None, left_out: Mapping[str, str]) -> Examination:
-        steps = Steps(progress, len(self.places))
-        for place in self.places:
+        steps = Steps(progress, len(self.changed))
+        for place in self.changed:
             with located(key=place.name):
                 deltas = place.deltas("weight", 0, self.device, steps.pause)
                 if deltas is not None:
@@ -214,7 +214,7 @@ class _Examining:
             left_out,
         )
 
-    def _add(self, place: ChangedPlace, deltas: Deltas) -> None:
+    def _add(self, place: ChangedWeight, deltas: Deltas) -> None:
         block, kind = self._named(place)
         layers = place.changing("weight")
         index = torch.tensor(deltas.entries)
@@ -266,10 +266,10 @@ class _Examining:
             both[index[:, None], index[None]] += counts
             opposite[index[:, None], index[None]] += (counts - products) / 2
 
-    def _weight(self, place: ChangedPlace) -> float | None:
+    def _weight(self, place: ChangedWeight) -> float | None:
         return None if self.base is None else math.sqrt(energy_of(self.base.read(place.target.key)))
 
-    def _named(self, place: ChangedPlace) -> tuple[str, str]:
+    def _named(self, place: ChangedWeight) -> tuple[str, str]:
         """The block of a weight, and its kind: one of KINDS, or `other`."""
         if self.blocks is not None:
             named = self.blocks.of(place.target)

@@ -75,7 +75,7 @@ def learned_extra(
     if transformed() or weight.is_inference():
         return _plain_extra(magnitude, weight, up, down, scale, axis)
     if not torch.is_grad_enabled():
-        return _parts(magnitude, weight, up, down, scale, axis)[1] - 1
+        return _length_and_factor(magnitude, weight, up, down, scale, axis)[1] - 1
     learned: Any = _Extra
     return learned.apply(magnitude, weight, up, down, scale, axis)
 
@@ -97,7 +97,7 @@ def _plain_extra(
     return dora_factor(magnitude, lengths(direction, axis)).flatten() - 1
 
 
-def _parts(
+def _length_and_factor(
     magnitude: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float, axis: int
 ) -> tuple[Tensor, Tensor]:
     """||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
@@ -114,7 +114,7 @@ class _Extra(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         magnitude, weight, up, down, ctx.scale, ctx.axis = inputs
-        length, factor = _parts(*inputs)
+        length, factor = _length_and_factor(*inputs)
         ctx.save_for_backward(magnitude, weight, up, down, length, factor)
         return factor - 1
 

@@ -12,11 +12,11 @@ from .recompute import transformed
 from .tensors import is_plain
 
 LARGE = 256
-"""Larger blocks are formed without `_places`, which takes 16 bytes a value in float32."""
-Placed = tuple[Tensor, Tensor, Tensor]
+"""Larger blocks are formed without `_indices`, which takes 16 bytes a value in float32."""
+Indices = tuple[Tensor, Tensor, Tensor]
 MOST = 16
 """The most entries of _KEPT."""
-_KEPT: dict[tuple[int, torch.dtype, torch.device], Placed] = {}
+_KEPT: dict[tuple[int, torch.dtype, torch.device], Indices] = {}
 
 
 def skew_symmetric(triangles: Tensor, size: int) -> Tensor:
@@ -85,12 +85,12 @@ def _plain_skew(triangles: Tensor, size: int) -> Tensor:
     return upper - upper.transpose(1, 2)
 
 
-def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
+def _indices(size: int, dtype: torch.dtype, device: torch.device) -> Indices:
     """The triangle index and the sign of each value of a block; the block index of each triangle value."""
     key = (size, dtype, device)
     if key in _KEPT:
         return _KEPT[key]
-    signed = _new_places(*key)
+    signed = _new_indices(*key)
     # Tensors made under a mode, such as fake ones, are valid only under it.
     if all(type(tensor) is Tensor for tensor in signed):
         if len(_KEPT) >= MOST:
@@ -99,7 +99,7 @@ def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
     return signed
 
 
-def _new_places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
+def _new_indices(size: int, dtype: torch.dtype, device: torch.device) -> Indices:
     with torch.inference_mode(False):
         row, column = torch.triu_indices(size, size, 1)
         indices, signs = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size, dtype=dtype)
@@ -115,12 +115,12 @@ class _Skew(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, triangles: Tensor, size: int) -> Tensor:
         ctx.size = size
-        indices, signs, _ = _places(size, triangles.dtype, triangles.device)
+        indices, signs, _ = _indices(size, triangles.dtype, triangles.device)
         return triangles.index_select(1, indices).mul_(signs).view(-1, size, size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        _, _, upper = _places(ctx.size, gradient.dtype, gradient.device)
+        _, _, upper = _indices(ctx.size, gradient.dtype, gradient.device)
         # Each value is above the diagonal, and with the other sign below it.
         return (gradient - gradient.transpose(1, 2)).flatten(1).index_select(1, upper), None

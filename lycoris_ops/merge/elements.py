@@ -27,7 +27,7 @@ CONSENSUS = Option(
 TILE = 1 << 17
 """How many values are processed between two pauses: as many as stay in a CPU's cache."""
 LOW_BITS = 15
-"""How many of the 31 bits of a float32's absolute value count as the lower bits, see `kept_places`."""
+"""How many of the 31 bits of a float32's absolute value count as the lower bits, see `mask_of_largest`."""
 LEAST = 1e-8
 """Smaller sums of strengths count as 1."""
 
@@ -63,13 +63,13 @@ def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
     """
     if first == 0 and count >= values.numel():
         return values
-    chosen = kept_places(values, first + count, pause)
+    chosen = mask_of_largest(values, first + count, pause)
     if first:
-        chosen &= ~kept_places(values, first, pause)
+        chosen &= ~mask_of_largest(values, first, pause)
     return by_tiles([values, chosen], lambda both: both[0] * both[1], pause, torch.empty_like(values))
 
 
-def kept_places(values: Tensor, count: int | Tensor, pause: Pause) -> Tensor:
+def mask_of_largest(values: Tensor, count: int | Tensor, pause: Pause) -> Tensor:
     """A mask of the `count` values that are largest in size; among equal sizes, of the earlier ones.
 
     Floats of one sign sort like their bits. A histogram of the upper bits and one of the lower bits find the

@@ -26,7 +26,7 @@ from .deltas import Deltas
 
 
 @dataclass(frozen=True)
-class ChangedPlace:
+class ChangedWeight:
     """A weight with its bias, and the layers of several adapters that change them."""
 
     name: str
@@ -124,7 +124,7 @@ class ChangedPlace:
         return value.to(compute_dtype(value.dtype))
 
 
-def places_of(entries: Sequence[Entry], base: Weights | None) -> tuple[list[ChangedPlace], dict[str, str]]:
+def places_of(entries: Sequence[Entry], base: Weights | None) -> tuple[list[ChangedWeight], dict[str, str]]:
     """What several adapters change, matched by the weights of a model, or without one by the layers' names.
 
     Also returns the layers that have no place in the model, each with the reason and, where there are several
@@ -136,7 +136,7 @@ def places_of(entries: Sequence[Entry], base: Weights | None) -> tuple[list[Chan
     return (_by_name(entries), {}) if base is None else _by_weight(entries, base)
 
 
-def _by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
+def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
     dialects = {entry.adapter.dialect for entry in entries}
     if len(dialects) > 1:
         raise LycorisError(
@@ -172,11 +172,11 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
             expected="adapters for the same model",
             hint=f"Where they are for the same model and name its layers differently: {GIVE_BASE}",
         )
-    places = (_place_of(entries, same) for same in found.values())
+    places = (_weight_of(entries, same) for same in found.values())
     return [place for place in places if place.matches]
 
 
-def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
+def _weight_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedWeight:
     """The place that the layers of one name in several adapters change."""
     shapes: dict[Parameter, Shape] = {"weight": (), "bias": ()}
     matches: list[tuple[int, Match]] = []
@@ -212,10 +212,10 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
             # Some kinds store the kernel flattened; others know its shape.
             shapes[parameter] = max(before, known, key=len)
             matches.append((number, Match(name, target, strength, parameter)))
-    return ChangedPlace(same[0][1], shapes["weight"], shapes["bias"], tuple(matches), entries)
+    return ChangedWeight(same[0][1], shapes["weight"], shapes["bias"], tuple(matches), entries)
 
 
-def _by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlace], dict[str, str]]:
+def _by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedWeight], dict[str, str]]:
     resolution = resolve(
         Stack(entries), base.shapes, absent_because="it is not part of the model that is given"
     )
@@ -238,13 +238,15 @@ def _by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPla
             found.setdefault(match.target.key, []).append((number, match))
             if one.entry.adapter.info[match.layer].enlarges:
                 raise _enlarges(one.entry.adapter, match.layer)
-    return [_place_at(entries, base, matches) for matches in found.values()], left_out
+    return [_weight_at(entries, base, matches) for matches in found.values()], left_out
 
 
-def _place_at(entries: Sequence[Entry], base: Weights, matches: Sequence[tuple[int, Match]]) -> ChangedPlace:
+def _weight_at(
+    entries: Sequence[Entry], base: Weights, matches: Sequence[tuple[int, Match]]
+) -> ChangedWeight:
     target = matches[0][1].target
     changed = {match.parameter for _, match in matches}
-    return ChangedPlace(
+    return ChangedWeight(
         target.name,
         tuple(base.shapes[target.key]) if "weight" in changed else (),
         tuple(base.shapes[target.bias]) if "bias" in changed and target.bias else (),

@@ -31,7 +31,7 @@ from ..reading.load import title_of
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas
 from .limit import limited
-from .matching import ChangedPlace, places_of
+from .matching import ChangedWeight, places_of
 from .registry import method_of
 
 Weighted = Stack | Iterable[tuple[Adapter, float]]
@@ -94,7 +94,7 @@ def merge_adapters(
             expected="lora, lokr, full ...",
         )
     metadata = merging.metadata(size)
-    sources = [merging.source(place, merging.merged) for place in merging.places]
+    sources = [merging.source(place, merging.merged) for place in merging.changed]
     if prepare:
         prepare(expected(sources, settings))
     if size is None:
@@ -135,7 +135,7 @@ def orthogonal_adapters(
     for index, entry in enumerate(merging.entries):
         sources = [
             merging.source(place, partial(merging.part, index))
-            for place in merging.places
+            for place in merging.changed
             if index in place.changing()
         ]
         merged = merging.adapter(*exact_layers(sources, settings, progress), metadata)
@@ -171,7 +171,7 @@ class _Merging:
         self.base = None if base is None else weights_of(base, codec)
         self.norm_limit = norm_limit
         self._check()
-        self.places, self.left_out = places_of(self.entries, self.base)
+        self.changed, self.left_out = places_of(self.entries, self.base)
 
     def _check(self) -> None:
         least, most = self.method.adapters
@@ -190,7 +190,7 @@ class _Merging:
                 expected="such as 1.0",
             )
 
-    def source(self, place: ChangedPlace, read: Callable[[ChangedPlace, Pause], Delta]) -> Source:
+    def source(self, place: ChangedWeight, read: Callable[[ChangedWeight, Pause], Delta]) -> Source:
         """What becomes a layer of the result: the change of a weight that `read` merges."""
         infos = [place.info(*match) for match in place.matches]
         dtypes = (self.entries[entry].adapter.dtype_of(match.layer) for entry, match in place.matches)
@@ -203,7 +203,7 @@ class _Merging:
             only="norm" if len(place.shape) == 1 else None,
         )
 
-    def merged(self, place: ChangedPlace, pause: Pause) -> Delta:
+    def merged(self, place: ChangedWeight, pause: Pause) -> Delta:
         """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
@@ -211,7 +211,7 @@ class _Merging:
         bias = _bias(own.bias_additive() or ())
         return Delta(own.additive() or (), place.shape, bias=bias, own=own)
 
-    def _own(self, weight: ChangedPlace) -> Layer | None:
+    def _own(self, weight: ChangedWeight) -> Layer | None:
         """The weight's only layer times a factor, if this is all that the method makes; else None."""
         if self.method.alone is None or len(weight.layers) > 1:
             return None
@@ -233,7 +233,7 @@ class _Merging:
         forms = self.method.merge(deltas, self.options)
         return forms if self.norm_limit is None else limited(forms, deltas, self.norm_limit)
 
-    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Delta:
+    def part(self, entry: int, place: ChangedWeight, pause: Pause) -> Delta:
         """One adapter's part of the result."""
 
         def own(deltas: Deltas) -> Sequence[Additive]:
@@ -251,7 +251,7 @@ class _Merging:
         return self._change(place, own, pause)
 
     def _change(
-        self, place: ChangedPlace, merge: Callable[[Deltas], Sequence[Additive]], pause: Pause
+        self, place: ChangedWeight, merge: Callable[[Deltas], Sequence[Additive]], pause: Pause
     ) -> Delta:
         """What `merge` makes of the changes of a weight, and of those of its bias."""
         merged: list[Sequence[Additive]] = []
@@ -290,10 +290,10 @@ class _Merging:
 
     def _notes(self) -> Iterator[str]:
         yield f"merged by {self.method.name}: {self.method.source}"
-        alone = sum(len(place.changing()) < len(self.entries) for place in self.places)
+        alone = sum(len(place.changing()) < len(self.entries) for place in self.changed)
         if alone:
             yield (
-                f"{alone} of {number_of(len(self.places), 'layer')} not in every adapter; averages and "
+                f"{alone} of {number_of(len(self.changed), 'layer')} not in every adapter; averages and "
                 "counts there are over those that have them"
             )
 

@@ -18,7 +18,7 @@ from .tensors import mapped
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """The batches of each epoch: an iterable, or a function from the epoch's number to an iterable."""
 
-DataPlace = tuple[int, int]
+DataPosition = tuple[int, int]
 """A place in the data: the epoch, and how many of its batches were used."""
 
 
@@ -45,7 +45,7 @@ class Feed:
     loader shuffles in the same way in a resumed run. To reach a place, the batches before it are read again.
     """
 
-    def __init__(self, batches: Batches, seed: int, copies: Copies, position: DataPlace = (0, 0)) -> None:
+    def __init__(self, batches: Batches, seed: int, copies: Copies, position: DataPosition = (0, 0)) -> None:
         self._batches = batches
         self._seed = seed
         self._copies = copies
@@ -56,7 +56,7 @@ class Feed:
             pass
 
     @property
-    def place(self) -> DataPlace:
+    def position(self) -> DataPosition:
         return self._epoch, self._used
 
     def take(self, most: int) -> StepBatches:

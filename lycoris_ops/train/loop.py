@@ -195,7 +195,7 @@ def train_network(
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
             if resume is not None:
                 trainer.returns = kept.returns_of(trainer)
-        feed = Feed(batches, options.seed, trainer.copies, trainer.place)
+        feed = Feed(batches, options.seed, trainer.copies, trainer.position)
         try:
             early = _run(trainer, feed, kept, stepped, judged)
         except DivergedError as error:
@@ -204,7 +204,7 @@ def train_network(
             raise
         except BaseException:
             # Before the first step there is nothing to keep, and a state would be in the next run's way.
-            if kept and trainer.done and trainer.whole and not copies.sharded:
+            if kept and trainer.done and trainer.intact and not copies.sharded:
                 with uninterrupted():
                     path = kept.write(trainer, "last")
                 if rescued:
@@ -223,7 +223,7 @@ def train_network(
         processes.of_first(None)
     return TrainResult(
         steps=trainer.done,
-        epochs=trainer.place[0] + 1,
+        epochs=trainer.position[0] + 1,
         stopped_early=early,
         seconds=time.monotonic() - began,
         history=trainer.history,

@@ -62,7 +62,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         "ss_steps": trainer.saved,
         "ss_max_train_steps": trainer.total,
         # The epoch of an earlier step is not known.
-        "ss_epoch": trainer.place[0] + 1 if trainer.saved == trainer.done else None,
+        "ss_epoch": trainer.position[0] + 1 if trainer.saved == trainer.done else None,
         "ss_learning_rate": first["initial_lr"],
         "ss_optimizer": options.optimiser,
         "ss_lr_scheduler": options.schedule,

@@ -53,17 +53,17 @@ def data_changes(
     return changes
 
 
-_Row = tuple[Sketch, ...]
+_Sample = tuple[Sketch, ...]
 """The sketches of one sample, by their names in order. A name without rows has an empty sketch."""
 
 
-def _joined(names: Sequence[str], data: Mapping[str, Sequence[Sketch]]) -> list[_Row]:
+def _joined(names: Sequence[str], data: Mapping[str, Sequence[Sketch]]) -> list[_Sample]:
     rows = [data.get(name) or [()] for name in names]
     count = max(len(data.get(name, ())) for name in names)
     return [tuple(each[number % len(each)] for each in rows) for number in range(count)]
 
 
-def _changes(names: Sequence[str], theirs: Sequence[_Row], ours: Sequence[_Row]) -> dict[str, str]:
+def _changes(names: Sequence[str], theirs: Sequence[_Sample], ours: Sequence[_Sample]) -> dict[str, str]:
     _, gone, new = _paired(theirs, ours, range(len(names)))
     # With the same picture it is the same sample with another caption or mask.
     kept, gone, new = _paired(gone, new, (0,))
@@ -79,12 +79,12 @@ def _changes(names: Sequence[str], theirs: Sequence[_Row], ours: Sequence[_Row])
 
 
 def _paired(
-    theirs: Sequence[_Row], ours: Sequence[_Row], columns: Sequence[int]
-) -> tuple[list[tuple[_Row, _Row]], list[_Row], list[_Row]]:
+    theirs: Sequence[_Sample], ours: Sequence[_Sample], columns: Sequence[int]
+) -> tuple[list[tuple[_Sample, _Sample]], list[_Sample], list[_Sample]]:
     """Pair the samples that are alike in these parts, of which 0 is one. Also returns the rest of both."""
-    pairs: list[tuple[_Row, _Row]] = []
-    gone: list[_Row] = []
-    left: list[_Row] = []
+    pairs: list[tuple[_Sample, _Sample]] = []
+    gone: list[_Sample] = []
+    left: list[_Sample] = []
     for before, now in zip_longest(theirs, ours):
         if before and now and _same(before, now, columns):
             pairs.append((before, now))
@@ -94,7 +94,7 @@ def _paired(
     # Only samples with nearly the same first projection can be alike.
     gone.sort(key=_rank)
     ranks = [_rank(row) for row in gone]
-    new: list[_Row] = []
+    new: list[_Sample] = []
     for row in left:
         spread = 2 * CLOSE * row[0][1] if row[0] else 0.0
         index = bisect_left(ranks, _rank(row) - spread)
@@ -109,11 +109,11 @@ def _paired(
     return pairs, gone, new
 
 
-def _rank(row: _Row) -> float:
+def _rank(row: _Sample) -> float:
     return row[0][2] if row[0] else 0.0
 
 
-def _same(first: _Row, second: _Row, columns: Sequence[int]) -> bool:
+def _same(first: _Sample, second: _Sample, columns: Sequence[int]) -> bool:
     return all(alike(first[column], second[column]) for column in columns)
 
 

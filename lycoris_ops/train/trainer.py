@@ -24,7 +24,7 @@ from ..maths.divided import own_part, part_of, put
 from ..maths.tensors import norm
 from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
-from .feed import Batches, DataPlace, Feed, batches_of, moved, no_validation
+from .feed import Batches, DataPosition, Feed, batches_of, moved, no_validation
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
@@ -116,7 +116,7 @@ class Trainer:
         self._statistics = with_statistics(net.module)
         self.done = 0
         """How many steps are done."""
-        self.place: DataPlace = (0, 0)
+        self.position: DataPosition = (0, 0)
         """The place in the data after them."""
         self.returns = 0
         """How often the training went back to a state that was not its newest one."""
@@ -150,7 +150,7 @@ class Trainer:
         # The weights before the latest update: those of the latest loss that was finite.
         self._proven = copies(self.parameters)
         self._rise = Rise(options.rise, total, self.parameters)
-        self.whole = True
+        self.intact = True
         """Whether weights and optimiser are of the same step. After an error in an update they are not."""
         self._best: list[Tensor] | None = None
         """The weights at the best validation, as they are saved."""
@@ -171,7 +171,11 @@ class Trainer:
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def step(
-        self, *batches: Any, of: int | None = None, place: DataPlace | None = None, beside: Sequence[Any] = ()
+        self,
+        *batches: Any,
+        of: int | None = None,
+        place: DataPosition | None = None,
+        beside: Sequence[Any] = (),
     ) -> StepReport:
         """Make one step on the mean loss of some batches.
 
@@ -215,7 +219,7 @@ class Trainer:
     def step_of(self, feed: Feed) -> StepReport:
         """Make one step, as `step`, with the next batches of a feed. Each process takes its own."""
         group = feed.take(self.options.accumulation)
-        return self.step(*group.own, of=group.of, place=feed.place, beside=group.beside)
+        return self.step(*group.own, of=group.of, position=feed.position, beside=group.beside)
 
     def validate(self) -> float:
         """The mean loss of the validation batches, in `evaluated`, always with the same random numbers."""
@@ -262,7 +266,7 @@ class Trainer:
         Does nothing where `options.saved` is "last", or nothing was validated.
         """
         if self._best is not None and self.history.best:
-            self.whole = False
+            self.intact = False
             copy_into(self.parameters, self._best)
             self._returned = self.history.best[0]
 
@@ -273,7 +277,7 @@ class Trainer:
         Afterwards all is bitwise as before.
         """
         before = copies(self.parameters)
-        self.whole = False
+        self.intact = False
         try:
             # The best weights are averages already.
             if self._returned is not None:
@@ -289,7 +293,7 @@ class Trainer:
                 self._averaging(False)
                 # An optimiser that swaps its average out again rounds the weights.
                 copy_into(self.parameters, before)
-                self.whole = True
+                self.intact = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter as in `evaluated`, in the dialect of the options, with the training's metadata.
@@ -324,7 +328,7 @@ class Trainer:
             "of": self.total,
             "returns": self.returns,
             "settings": dict(self.options.settings),
-            "place": self.place,
+            "place": self.position,
             "history": self.history.state_dict(),
             "rise": self._rise.state_dict(),
             "idle": sorted(self.idle),
@@ -369,7 +373,7 @@ class Trainer:
             self._put(self.average, state["average"])
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
-        self.done, self.place = state["step"], tuple(state["place"])
+        self.done, self.position = state["step"], tuple(state["place"])
         self.returns = state["returns"]
         self.history = History.of(state["history"])
         self.changed = data_changes(state["data"], self.options.data)
@@ -464,7 +468,7 @@ class Trainer:
         loss, size = cast("list[float]", both.tolist())
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss):
-            self.whole, place = False, None
+            self.intact, place = False, None
             try:
                 # This second call only searches for the bad module, and may fail.
                 with suppress(Exception):
@@ -515,7 +519,7 @@ class Trainer:
         self.history.risen = self._rise.high
         if risen is None:
             return
-        self.whole = False
+        self.intact = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
             f"the training makes the model worse: relative to the model alone, its loss in step "
@@ -545,8 +549,8 @@ class Trainer:
             scaler.load_state_dict(state)
         return scaler
 
-    def _update(self, report: StepReport, place: DataPlace | None) -> StepReport:
-        self.whole = False
+    def _update(self, report: StepReport, place: DataPosition | None) -> StepReport:
+        self.intact = False
         limit = self.options.clip_norm
         if not report.skipped:
             copy_into(self._proven, self.parameters)
@@ -563,8 +567,8 @@ class Trainer:
         self.history.losses.append((report.step, report.loss))
         self.history.skipped += report.skipped
         self.done = report.step
-        self.place = self.place if place is None else place
-        self.whole = True
+        self.position = self.position if place is None else place
+        self.intact = True
         return report
 
     def _first_bad(self, number: int, batches: Sequence[Any]) -> str | None:
@@ -585,7 +589,7 @@ class Trainer:
             for name, parameter in zip(self.names, self.parameters, strict=True)
             if parameter.grad is not None and not bool(own_part(parameter.grad).isfinite().all())
         ]
-        self.whole = False
+        self.intact = False
         return DivergedError(
             problem,
             key=place or (bad[-1] if bad else None),

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Additive, Dense
 from ...maths.tensors import energy, wide
 from ..deltas import Deltas
-from ..elements import SCALE, added, by_tiles, kept_places
+from ..elements import SCALE, added, by_tiles, mask_of_largest
 from ..method import MergeMethod, Option, Options
 
 
@@ -27,7 +27,9 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     values = deltas.weighted()
     if options["select"] < 1:
         variance = by_tiles(values, _variance, deltas.pause)
-        chosen = kept_places(variance, (options["select"] * wide((variance > 0).sum())).long(), deltas.pause)
+        chosen = mask_of_largest(
+            variance, (options["select"] * wide((variance > 0).sum())).long(), deltas.pause
+        )
         values = [one * chosen for one in values]
     energies: list[Tensor] = []
     for one in values:
