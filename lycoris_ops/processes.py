@@ -55,9 +55,9 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     for group in alike.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         _dist.all_reduce(flat)
-        parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
-        for tensor, part in zip(group, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        chunks = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
+        for tensor, chunk in zip(group, chunks, strict=True):
+            tensor.copy_(chunk.view_as(tensor))
 
 
 @torch.no_grad()
@@ -109,7 +109,9 @@ class Copies:
         """`add_up` of tensors that all processes of a copy have: each copy counts once."""
         add_up(tensors)
         if self.size > 1:
-            cast("Any", torch)._foreach_div_([one for one in tensors if not is_divided(one)], self.size)
+            cast("Any", torch)._foreach_div_(
+                [tensor for tensor in tensors if not is_divided(tensor)], self.size
+            )
 
     def summed_gradients(self, parameters: Sequence[Tensor], *beside: Tensor) -> list[Tensor]:
         """The gradients of parameters, which are replaced by their sums over the copies, as are the tensors

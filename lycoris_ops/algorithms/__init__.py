@@ -21,15 +21,15 @@ __all__ = ["ALGORITHMS", "Layer", "check", "declaring", "detect", "explain"]
 
 
 def _discover() -> dict[str, type[Layer]]:
-    found: dict[str, type[Layer]] = {}
+    kinds: dict[str, type[Layer]] = {}
     for kind in discover_classes(__name__, Layer):
         if "algorithm" not in vars(kind):
             continue
-        if kind.algorithm in found:
+        if kind.algorithm in kinds:
             raise TypeError(f"two classes register the algorithm {kind.algorithm!r}")
         check(kind)
-        found[kind.algorithm] = kind
-    return found
+        kinds[kind.algorithm] = kind
+    return kinds
 
 
 def check(kind: type[Layer]) -> None:

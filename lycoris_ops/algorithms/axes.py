@@ -71,7 +71,7 @@ class AxesOf:
     """The axes of one tensor."""
 
     def __init__(self, suffix: str, text: str) -> None:
-        axes, *notes = (part.strip() for part in text.split(","))
+        axes, *notes = (note.strip() for note in text.split(","))
         self.suffix, self.field, self.notes = suffix, field_of(suffix), frozenset(notes)
         if unknown := self.notes - NOTES:
             raise TypeError(f"{suffix} has an unknown note: {', '.join(sorted(unknown))}")
@@ -112,14 +112,14 @@ class Variant:
         where: Mapping[str, str],
         weight: str | None,
     ) -> None:
-        parts = [[AxesOf(*line) for line in product.items()] for product in products]
-        own = [line for part in parts for line in part]
+        lines_of = [[AxesOf(*line) for line in product.items()] for product in products]
+        own = [line for lines in lines_of for line in lines]
         self.own = own
         """The axes of its tensors, without the extras."""
         self.names = frozenset(line.suffix for line in own)
         self.weight = weight
         self.products = tuple(
-            fields for part in parts if (fields := tuple(line.field for line in part if line.factor))
+            fields for lines in lines_of if (fields := tuple(line.field for line in lines if line.factor))
         )
         """The fields of each product's factors."""
         self._lines = [line for line in own if line.axes and "bias" not in line.notes]
@@ -171,8 +171,8 @@ class Variant:
     def axes_of(self, letter: str) -> dict[str, int]:
         """The fields that have an axis of this letter, and which one; -1 in a vector."""
         lines = [*self._lines, *self._beside]
-        found = ((line, line.axis(letter)) for line in lines)
-        return {line.field: -1 if line.vector else axis for line, axis in found if axis is not None}
+        axes = ((line, line.axis(letter)) for line in lines)
+        return {line.field: -1 if line.vector else axis for line, axis in axes if axis is not None}
 
     def join(self) -> Join | None:
         """How layers of this variant are joined; None where they cannot be."""
@@ -219,10 +219,10 @@ class Variant:
         kernels: dict[str, tuple[str, Shape]],
     ) -> None:
         suffix, core = line.suffix, line.suffix in self._cores
-        found = line.met(shapes, core=core)
+        sizes = line.met(shapes, core=core)
         count = len(line.axes)
         folding = "" if core or line.tail != "k*" else line.axes[-1]
-        for number, (letter, size) in enumerate(zip(line.axes, found, strict=False)):
+        for number, (letter, size) in enumerate(zip(line.axes, sizes, strict=False)):
             if letter == folding and letter in kernels:
                 # Compared below, together with its kernel.
                 continue
@@ -230,30 +230,30 @@ class Variant:
             if first[1] != size:
                 same = letter in line.axes[:number]
                 agree("sides" if same else WORDS.get(letter, "sizes"), first, (suffix, size))
-        if line.tail != "k*" or len(found) < count:
+        if line.tail != "k*" or len(sizes) < count:
             return
-        kernel = tuple(found[count:])
+        kernel = tuple(sizes[count:])
         if folding not in kernels:
             kernels[folding] = suffix, kernel
             return
         # Either of the two may have its kernel folded into the axis before it.
         other, known = kernels[folding]
         if folding:
-            size, first = found[count - 1], met[folding]
+            size, first = sizes[count - 1], met[folding]
             flats = (first[1] * math.prod(known), size * math.prod(kernel))
             agree(WORDS.get(folding, "sizes"), (other, flats[0]), (suffix, flats[1]))
-            whole, part = (first[1], *known), (size, *kernel)
+            full, own = (first[1], *known), (size, *kernel)
         else:
-            whole, part = known, kernel
-        if known and kernel and whole != part:
+            full, own = known, kernel
+        if known and kernel and full != own:
             raise LayerError(
                 f"the kernels of {other} and {suffix} disagree",
-                got=f"{shown(whole)} and {shown(part)}",
+                got=f"{shown(full)} and {shown(own)}",
                 expected="one shape",
             )
         if len(kernel) > len(known):
             kernels[folding] = suffix, kernel
-            met[folding] = suffix, part[0]
+            met[folding] = suffix, own[0]
 
     def extent(self, shapes: Mapping[str, Shape]) -> Extent:
         """The shape of the change, see `Layer.shape`."""
@@ -262,13 +262,13 @@ class Variant:
             return self._extent(shapes)
         key = tuple(shapes.items())
         # Read once: another thread may clear the results.
-        found = self._extents.get(key)
-        if found is None:
-            found = self._extent(shapes)
+        extent = self._extents.get(key)
+        if extent is None:
+            extent = self._extent(shapes)
             if len(self._extents) >= KEPT:
                 self._extents.clear()
-            self._extents[key] = found
-        return found
+            self._extents[key] = extent
+        return extent
 
     def _extent(self, shapes: Mapping[str, Shape]) -> Extent:
         met, kernels = self.sizes(shapes)
@@ -320,8 +320,8 @@ class Table:
     ) -> None:
         beside = [AxesOf(*line) for line in {ALPHA: "(), number", **extras}.items()]
         self.each = tuple(
-            Variant([one] if isinstance(one, Mapping) else one, beside, where or {}, weight)
-            for one in variants
+            Variant([lines] if isinstance(lines, Mapping) else lines, beside, where or {}, weight)
+            for lines in variants
         )
         # The largest variant first: others may be parts of it.
         self._by_size = sorted(self.each, key=lambda variant: -len(variant.names))
@@ -373,7 +373,7 @@ class Table:
         self.products = _each(variant.products for variant in self.each) + self.beside
         """The fields of each product's factors. A rotation has its angles as a factor, because its change is
         about proportional to them."""
-        join = next((found for variant in self.each if (found := variant.join()) is not None), None)
+        join = next((rule for variant in self.each if (rule := variant.join()) is not None), None)
         self.join = join and replace(join, scaled=noted("scaled"))
         """How layers of this kind are joined; None where they cannot be."""
         self.for_norms = weight == "O"
@@ -389,8 +389,8 @@ class Table:
         return next(variant for variant in self._by_size if variant.names <= shapes.keys())
 
 
-def _each(found: Iterable[tuple[Each, ...]]) -> tuple[Each, ...]:
-    return tuple(dict.fromkeys(one for part in found for one in part))
+def _each(several: Iterable[tuple[Each, ...]]) -> tuple[Each, ...]:
+    return tuple(dict.fromkeys(each for axes in several for each in axes))
 
 
 def field_of(suffix: str) -> str:

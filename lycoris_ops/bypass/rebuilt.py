@@ -91,8 +91,8 @@ class Rebuilt(Hiding):
         caller = self.caller or self.module
         hooks: Mapping[int, Any] = cast("Any", caller)._forward_pre_hooks
         there = [getattr(hook, "__self__", None) for hook in hooks.values()]
-        there = [one for one in there if isinstance(one, Rebuilt) and one.module is self.module]
-        self._first = next((one for one in there if one.weight == self.weight), None)
+        there = [hook for hook in there if isinstance(hook, Rebuilt) and hook.module is self.module]
+        self._first = next((hook for hook in there if hook.weight == self.weight), None)
         if self._first is not None:
             self._first._others.append(self)
         else:
@@ -135,19 +135,19 @@ class Rebuilt(Hiding):
                 self._hidden[-1][name] = own.get(name)
                 own[name] = held
 
-    def _change(self, given: Tensor, changed: dict[str, Tensor]) -> None:
+    def _change(self, x: Tensor, changed: dict[str, Tensor]) -> None:
         """Add the changes for a pass with this input to the changed weight and bias, by their names."""
         if self.before_pass is not None:
-            self.before_pass(given)
+            self.before_pass(x)
         if self.strength == 0.0:
             return
-        weight, bias = self._values(self.weight, given), None
+        weight, bias = self._values(self.weight, x), None
         if self.strength == 1.0 and self._leaves_bias and not (changed or self.follows):
             # Less work than to compute the change and add it to the weight.
             changed[self.weight] = self._changed(weight)
             return
         if own_of(self.module, self.bias) is not None:
-            bias = self._values(self.bias, given)
+            bias = self._values(self.bias, x)
         change = self.change_of(weight, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
@@ -162,11 +162,11 @@ class Rebuilt(Hiding):
         wide = weight.to(compute_dtype(weight.dtype))
         wide = wide.T if self.transposed else wide
         with located(weight=self.name), in_own_dtypes(wide.device):
-            found = self.layer.unchecked(wide, bias)
-            self._check((found.delta, wide), (found.bias, bias))
-        if not self.transposed or found.delta is None:
-            return found
-        return replace(found, delta=found.delta.T)
+            change = self.layer.unchecked(wide, bias)
+            self._check((change.delta, wide), (change.bias, bias))
+        if not self.transposed or change.delta is None:
+            return change
+        return replace(change, delta=change.delta.T)
 
     def _changed(self, weight: Tensor) -> Tensor:
         """The weight as changed at strength 1, laid out and stored as the module has it."""
@@ -175,12 +175,12 @@ class Rebuilt(Hiding):
         try:
             with in_own_dtypes(wide.device):
                 self.layer.check_fit(wide.shape)
-                found = self.layer.changed(wide)
-                if not found.requires_grad:
-                    self._check((found, wide))
+                changed = self.layer.changed(wide)
+                if not changed.requires_grad:
+                    self._check((changed, wide))
         except LycorisError as error:
             raise error.within(weight=self.name) from None
-        return (found.T if self.transposed else found).to(weight.dtype)
+        return (changed.T if self.transposed else changed).to(weight.dtype)
 
     def _check(self, *changes: tuple[Tensor | None, Tensor | None]) -> None:
         """Raise LayerError where a change of a finite weight or bias overflows, in the first pass of a frozen
@@ -189,14 +189,14 @@ class Rebuilt(Hiding):
         Training checks the loss instead, and transforms of torch cannot read values.
         """
         tensors = self.layer.tensors().values()
-        if transformed() or any(one.requires_grad for one in tensors):
+        if transformed() or any(tensor.requires_grad for tensor in tensors):
             return
         # torch does not count the changes of a tensor of the inference mode.
-        versions = tuple(0 if one.is_inference() else one._version for one in tensors)
+        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
         if self._seen == (self.layer, versions):
             return
-        found = [change for change, _ in changes if change is not None]
-        if not all(map(math.isfinite, largest_of(found))):
+        deltas = [change for change, _ in changes if change is not None]
+        if not all(map(math.isfinite, largest_of(deltas))):
             check_each(*changes)
         self._seen = self.layer, versions
 
@@ -221,10 +221,10 @@ class Rebuilt(Hiding):
         return could and not self.layer.table.bias_may_be_absent
 
     def _add(self, changed: dict[str, Tensor], name: str, value: Tensor, change: Tensor | None) -> None:
-        found = changed.get(name, value)
+        total = changed.get(name, value)
         if change is not None:
-            found = torch.add(found.to(change), change, alpha=self.strength).to(value.dtype)
-        changed[name] = found
+            total = torch.add(total.to(change), change, alpha=self.strength).to(value.dtype)
+        changed[name] = total
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:

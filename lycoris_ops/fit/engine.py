@@ -70,11 +70,11 @@ Prepare = Callable[[Mapping[str, Expected]], object]
 
 def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
     """The kind and shape of each layer to be made; `Full` if the kind depends on the values."""
-    found: dict[str, Expected] = {}
+    expectations: dict[str, Expected] = {}
     for source in sources:
         kinds = kinds_of(source, settings)
-        found[source.name] = Expected(KINDS[kinds[0]] if len(kinds) == 1 else Full, source.shape)
-    return found
+        expectations[source.name] = Expected(KINDS[kinds[0]] if len(kinds) == 1 else Full, source.shape)
+    return expectations
 
 
 def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
@@ -306,9 +306,9 @@ class _Engine:
     def _beside(self, measured: Mapping[str, Measured]) -> int:
         """Everything outside the candidates' costs: biases and, for bytes, the rest of the file."""
         biases = [
-            (source, one.bias.numel())
+            (source, own.bias.numel())
             for source in self.sources
-            if (one := measured[source.name]).bias is not None
+            if (own := measured[source.name]).bias is not None
         ]
         if not in_bytes(self.settings.size):
             return sum(count for _, count in biases)
@@ -420,17 +420,17 @@ def check_finite(forms: Iterable[Additive], bias: Tensor | None = None) -> None:
     What is on a device is not looked at, since that waits: the energy of the change tells it later.
     """
     here = [form for form in forms if all(_is_here(part) for part in form.bounds())]
-    found = [reach.within for reach in reaches(here)]
+    sizes = [reach.within for reach in reaches(here)]
     if bias is not None:
-        found.append(largest(bias))
-    if not all(map(math.isfinite, found)):
+        sizes.append(largest(bias))
+    if not all(map(math.isfinite, sizes)):
         raise _not_finite()
-    if max(found, default=0.0) > torch.finfo(torch.float32).max:
+    if max(sizes, default=0.0) > torch.finfo(torch.float32).max:
         raise overflow(torch.float32)
 
 
-def _is_here(part: float | Tensor) -> bool:
-    return not isinstance(part, Tensor) or part.device.type == "cpu"
+def _is_here(bound: float | Tensor) -> bool:
+    return not isinstance(bound, Tensor) or bound.device.type == "cpu"
 
 
 def _not_finite() -> LayerError:

@@ -40,11 +40,11 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type == "cpu" else torch.float32
 
 
-def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+def promoted(first: torch.dtype, other: torch.dtype) -> torch.dtype:
     """The dtype that holds all values of both. torch cannot promote float8; float16 holds its values."""
-    if one != other:
-        one, other = (torch.float16 if dtype.itemsize == 1 else dtype for dtype in (one, other))
-    return torch.promote_types(one, other)
+    if first != other:
+        first, other = (torch.float16 if dtype.itemsize == 1 else dtype for dtype in (first, other))
+    return torch.promote_types(first, other)
 
 
 def narrowed(exact: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,13 +71,13 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
     devices: dict[torch.device, list[int]] = {}
     for number, tensor in enumerate(tensors):
         devices.setdefault(tensor.device, []).append(number)
-    found = [0.0] * len(tensors)
+    sizes = [0.0] * len(tensors)
     for numbers in devices.values():
         ends: Any = torch.stack([end for number in numbers for end in _ends(tensors[number])])
         for number, (low, high) in zip(numbers, ends.view(-1, 2).tolist(), strict=True):
             # Both are NaN where there is one.
-            found[number] = max(high, -low)
-    return found
+            sizes[number] = max(high, -low)
+    return sizes
 
 
 def largest_on_device(tensor: Tensor) -> Tensor:
@@ -178,13 +178,13 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     return torch.einsum("mn...,nj->mj...", core.to(dtype), flat.to(dtype))
 
 
-def kronecker(one: Tensor, other: Tensor) -> Tensor:
+def kronecker(left: Tensor, other: Tensor) -> Tensor:
     """The Kronecker product (l * k, i * j) of two matrices (l, i) and (k, j).
 
     `torch.kron` raises for some transposed matrices of one column.
     """
-    blocks = one[:, None, :, None] * other[None, :, None, :]
-    return blocks.reshape(len(one) * len(other), one.shape[1] * other.shape[1])
+    blocks = left[:, None, :, None] * other[None, :, None, :]
+    return blocks.reshape(len(left) * len(other), left.shape[1] * other.shape[1])
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -209,20 +209,22 @@ def energy(tensor: Tensor) -> Tensor:
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
     """The tensors on the CPU, with one wait for all of one device and dtype."""
-    found = [one.detach() for one in tensors]
+    values = [tensor.detach() for tensor in tensors]
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for number, one in enumerate(found):
-        if one.device.type != "cpu":
-            kinds.setdefault((one.device, one.dtype), []).append(number)
+    for number, value in enumerate(values):
+        if value.device.type != "cpu":
+            kinds.setdefault((value.device, value.dtype), []).append(number)
     for numbers in kinds.values():
-        own = [found[number] for number in numbers]
+        own = [values[number] for number in numbers]
         # torch has no type for `split`.
-        joined: Any = torch.cat([one.reshape(-1) for one in own]).cpu() if len(own) > 1 else own[0].cpu()
-        parts = joined.reshape(-1).split([one.numel() for one in own])
-        for number, one, part in zip(numbers, own, parts, strict=True):
+        joined: Any = (
+            torch.cat([tensor.reshape(-1) for tensor in own]).cpu() if len(own) > 1 else own[0].cpu()
+        )
+        chunks = joined.reshape(-1).split([tensor.numel() for tensor in own])
+        for number, value, chunk in zip(numbers, own, chunks, strict=True):
             # A part would keep all of them in memory.
-            found[number] = (part.clone() if len(own) > 1 else part).reshape(one.shape)
-    return found
+            values[number] = (chunk.clone() if len(own) > 1 else chunk).reshape(value.shape)
+    return values
 
 
 def norm(tensor: Tensor, *dims: int) -> Tensor:

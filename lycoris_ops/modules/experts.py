@@ -18,10 +18,10 @@ def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stac
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
         return []
     held = dict(module.named_parameters(recurse=False))
-    found = {name: value for name, value in held.items() if value.ndim == 3 and value.is_floating_point()}
+    stacks = {name: value for name, value in held.items() if value.ndim == 3 and value.is_floating_point()}
     narrow = any(
-        value.itemsize == 1 or not (is_plain(value) or is_divided(value)) for value in found.values()
+        value.itemsize == 1 or not (is_plain(value) or is_divided(value)) for value in stacks.values()
     )
-    if found and (narrow or any("_scale" in name for name in held)):
+    if stacks and (narrow or any("_scale" in name for name in held)):
         return "its experts are packed, with scales for their values"
-    return [(name, value, Stacked(module, name, f"{path}.{name}")) for name, value in found.items()]
+    return [(name, value, Stacked(module, name, f"{path}.{name}")) for name, value in stacks.items()]

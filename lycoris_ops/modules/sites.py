@@ -163,15 +163,15 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return "its weight is complex"
     if weight is not None and not weight.numel():
         return "its weight has no values"
-    found = geometry_of(module)
+    geometry = geometry_of(module)
     if weight is None:
-        return found if isinstance(found, str) else []
+        return geometry if isinstance(geometry, str) else []
     shape = tuple(weight.shape)
-    if isinstance(found, Geometry):
-        kind: Kind = "conv" if found.kernel else "linear"
+    if isinstance(geometry, Geometry):
+        kind: Kind = "conv" if geometry.kernel else "linear"
         by_package = definer(module).__module__.partition(".")[0] in KNOWN
-        known = by_package or not is_plain(weight) or _multiplies(module, found, weight)
-        return [Site(path, module, kind, found.shape, found if known else None)]
+        known = by_package or not is_plain(weight) or _multiplies(module, geometry, weight)
+        return [Site(path, module, kind, geometry.shape, geometry if known else None)]
     if is_plain(weight) and (own := _own_way(module, shape)):
         return [Site(path, module, own, shape)]
     values = is_plain(weight) or is_divided(weight)
@@ -183,10 +183,10 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return [Site(path, module, "embedding", shape)]
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return [Site(path, module, "norm", shape)]
-    return found
+    return geometry
 
 
-def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, Stacked]]) -> list[Site]:
+def _experts(path: str, module: nn.Module, stacks: Iterable[tuple[str, Tensor, Stacked]]) -> list[Site]:
     """A site for each expert of each parameter."""
     # The attribute that transformers and PEFT use.
     turned = bool(getattr(module, "is_transposed", False))
@@ -202,7 +202,7 @@ def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, St
             stacked=stacked,
             turned=turned,
         )
-        for name, value, stacked in found
+        for name, value, stacked in stacks
         for number in range(len(value))
     ]
 
@@ -212,11 +212,11 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
     if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
         # It is a site of the attention that it is a part of.
         return None
-    found: Any = module
+    layer: Any = module
     if isinstance(module, nn.Linear):
-        return "linear" if shape == (found.out_features, found.in_features) else None
+        return "linear" if shape == (layer.out_features, layer.in_features) else None
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return "conv" if shape[:2] == (found.out_channels, found.in_channels // found.groups) else None
+        return "conv" if shape[:2] == (layer.out_channels, layer.in_channels // layer.groups) else None
     return None
 
 
@@ -240,10 +240,10 @@ def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
     for dtype in (weight.dtype, torch.float32, torch.bfloat16):
         try:
             with torch.no_grad():
-                found = module.forward(x.to(weight.device, dtype)).float()
+                y = module.forward(x.to(weight.device, dtype)).float()
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             continue
-        return found.shape == wanted.shape and bool(norm(found - wanted) <= CLOSE * norm(wanted))
+        return y.shape == wanted.shape and bool(norm(y - wanted) <= CLOSE * norm(wanted))
     return True
 
 
@@ -290,27 +290,27 @@ def select(
     and where two modules that share one weight are chosen: changing it twice is never intended.
     """
     wanted, unwanted = patterns(include), patterns(exclude)
-    found, others = _sites(module)
+    sites, others = _sites(module)
     for pattern in (*wanted, *unwanted):
-        check_used(pattern, found, "modules that can be adapted", others)
+        check_used(pattern, sites, "modules that can be adapted", others)
     name = preset or (None if wanted else "full")
     if name is not None and name not in PRESETS:
         raise LycorisError("an unknown preset", got=name, expected=", ".join(PRESETS))
     by_preset: set[str] = set()
     if name is not None:
         model = ModuleClasses(module)
-        by_preset = {path for path, site in found.items() if PRESETS[name](model, path, site.kind)}
-    kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
+        by_preset = {path for path, site in sites.items() if PRESETS[name](model, path, site.kind)}
+    kept = {path: site for path, site in sites.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
     # `lent` share their weight with a module that is neither chosen nor excluded by name.
-    shared = shared_weights(found.values())
+    shared = shared_weights(sites.values())
     lent = {path for path, others in shared.items() if not asked.issuperset(kept.keys() & set(others))}
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
     if not chosen:
         raise LycorisError(
             f"nothing to adapt in {type(module).__name__}",
-            got=_counted(found, others),
+            got=_counted(sites, others),
             expected=f"at least one that is left by {_sought(name, wanted, unwanted)}",
         )
     chosen = {site.path: site for site in _once(chosen.values())}
@@ -340,7 +340,7 @@ def all_sites(module: nn.Module) -> dict[str, Site]:
 
 
 def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
-    found: dict[str, Site] = {}
+    sites_found: dict[str, Site] = {}
     others: dict[str, str] = {}
     callers: dict[nn.Module, nn.Module] = {}
     unused: dict[nn.Module, str] = {}
@@ -355,27 +355,29 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
             continue
         if inner in callers:
             sites = [replace(site, geometry=None, caller=callers[inner]) for site in sites]
-        found.update((site.path, site) for site in sites)
+        sites_found.update((site.path, site) for site in sites)
     # The output layer of torch's attention has no site of its own, but one of the attention.
-    return found, {path: why for path, why in others.items() if path not in found}
+    return sites_found, {path: why for path, why in others.items() if path not in sites_found}
 
 
 def _unused(module: nn.Module) -> dict[nn.Module, str]:
     """The projections of an attention of diffusers that its passes do not use, each with the reason."""
     held = dict(module.named_children())
-    whole = [name for name in FUSED if name in held]
-    if not whole or not hasattr(module, "fused_projections"):
+    fused_names = [name for name in FUSED if name in held]
+    if not fused_names or not hasattr(module, "fused_projections"):
         return {}
     fused = bool(module.fused_projections)
     if type(module).__name__ == "Attention":
         # In this class the processor decides, and the fused layers stay when its fusion is undone.
         fused = "Fused" in type(getattr(module, "processor", None)).__name__
-    found: dict[nn.Module, str] = {}
-    for name in whole:
-        parts = [part for part in FUSED[name] if part in held]
-        for left, used in ((part, name) for part in parts) if fused else [(name, ", ".join(parts))]:
-            found[held[left]] = f"its attention computes with {used} in its place (fuse_qkv_projections)"
-    return found
+    replaced: dict[nn.Module, str] = {}
+    for name in fused_names:
+        names = [projection for projection in FUSED[name] if projection in held]
+        for left, used in (
+            ((projection, name) for projection in names) if fused else [(name, ", ".join(names))]
+        ):
+            replaced[held[left]] = f"its attention computes with {used} in its place (fuse_qkv_projections)"
+    return replaced
 
 
 def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:
@@ -421,8 +423,8 @@ def _check_distinct(chosen: Iterable[Site]) -> None:
         )
 
 
-def _counted(found: Mapping[str, Site], others: Mapping[str, str]) -> str:
-    kinds = Counter(site.kind for site in found.values())
+def _counted(sites: Mapping[str, Site], others: Mapping[str, str]) -> str:
+    kinds = Counter(site.kind for site in sites.values())
     text = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no module that can be adapted"
     if others:
         path, reason = next(iter(others.items()))
@@ -431,9 +433,9 @@ def _counted(found: Mapping[str, Site], others: Mapping[str, str]) -> str:
 
 
 def _sought(preset: str | None, wanted: Iterable[Pattern], unwanted: Iterable[Pattern]) -> str:
-    parts = [
+    words = [
         f"preset {preset}" if preset else "",
         *(f"include {pattern.text}" for pattern in wanted),
         *(f"exclude {pattern.text}" for pattern in unwanted),
     ]
-    return ", ".join(filter(None, parts))
+    return ", ".join(filter(None, words))

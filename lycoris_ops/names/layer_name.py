@@ -50,5 +50,5 @@ class LayerName(NamedTuple):
     @property
     def expert(self) -> int | None:
         """The number of the expert that the layer is for, within a parameter; None without experts."""
-        found = EXPERT.search(self.path)
-        return int(found[1]) if found else None
+        number = EXPERT.search(self.path)
+        return int(number[1]) if number else None

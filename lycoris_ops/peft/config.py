@@ -192,7 +192,7 @@ class Config(ABC, Generic[W]):
         file. Then a value that switches something on is refused: true, or a table or list that is not empty.
         Numbers and texts are ignored even then, because PEFT also writes them for features that are off.
         """
-        known = cls.without_effect.union(one.name for one in dataclasses.fields(cls))
+        known = cls.without_effect.union(each.name for each in dataclasses.fields(cls))
         newer = release(fields) > KNOWN_RELEASE
         for name, value in fields.given.items():
             if name in cls.refused:
@@ -281,7 +281,7 @@ class Config(ABC, Generic[W]):
         # PEFT has no fields `path` and `purpose`, and sets `fan_in_fan_out` itself.
         own = {"path", "purpose", "fan_in_fan_out"}
         own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
-        names = [one.name for one in dataclasses.fields(self) if one.name not in own]
+        names = [each.name for each in dataclasses.fields(self) if each.name not in own]
         fields = {name: getattr(self, name) for name in names}
         return {"peft_type": self.peft_type, "peft_version": FOLLOWED, **INFERENCE, **fields}
 
@@ -385,13 +385,13 @@ def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[st
     """
     ranks = {member.path: int(member.wanted.r) for member in members}
     alphas = {member.path: float(member.wanted.alpha) for member in members}
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "target_modules": module.targets(ranks),
         "r": rank,
         "alpha": alpha,
-        "rank_pattern": {patterns.alone(path): found for path, found in ranks.items() if found != rank},
-        "alpha_pattern": {patterns.alone(path): found for path, found in alphas.items() if found != alpha},
+        "rank_pattern": {patterns.alone(path): value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {patterns.alone(path): value for path, value in alphas.items() if value != alpha},
     }
 
 
@@ -403,9 +403,9 @@ def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callabl
     """
     value = Counter(value_of(member.wanted) for member in members).most_common(1)[0][0]
     for member in members:
-        found = value_of(member.wanted)
-        if found != value:
-            raise ConflictError(f"needs {needed}", member, f"{found} beside {value}")
+        other = value_of(member.wanted)
+        if other != value:
+            raise ConflictError(f"needs {needed}", member, f"{other} beside {value}")
     return value
 
 
@@ -416,8 +416,8 @@ def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
     """
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
-    if found := next((suffix for suffix in refused if suffix in tensors), None):
-        raise LayerError(f"has no place for {found}", got=found)
+    if suffix := next((suffix for suffix in refused if suffix in tensors), None):
+        raise LayerError(f"has no place for {suffix}", got=suffix)
     return {BASE_BIAS if suffix == SET_BIAS else suffix: tensor for suffix, tensor in tensors.items()}
 
 
@@ -429,7 +429,7 @@ def release(fields: Fields) -> tuple[int, ...]:
     """The first two numbers of the release of PEFT that wrote a configuration; () where it names none."""
     # Read only the first characters: the text comes from a file, and may be of any length.
     text = fields.text("peft_version", "")[:32]
-    return tuple(int(part) for part in re.findall(r"[0-9]+", text)[:2])
+    return tuple(int(number) for number in re.findall(r"[0-9]+", text)[:2])
 
 
 def _number(value: float) -> int | float:

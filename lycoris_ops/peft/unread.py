@@ -71,5 +71,5 @@ def not_read(kind: Unread) -> str:
 
 def told_by(keys: Iterable[str]) -> Unread | None:
     """The kind that most of these keys, or suffixes of keys, belong to; None where no key names one."""
-    found = Counter(_BY_TENSOR[word] for key in keys for word in key.split(".") if word in _BY_TENSOR)
-    return found.most_common(1)[0][0] if found else None
+    kinds = Counter(_BY_TENSOR[word] for key in keys for word in key.split(".") if word in _BY_TENSOR)
+    return kinds.most_common(1)[0][0] if kinds else None

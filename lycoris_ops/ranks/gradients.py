@@ -107,12 +107,12 @@ def summed(
         processes.add_up([each.gradient])
         # In place: copies of all would take as much memory again.
         each.gradient.div_(count)
-    found = processes.of_all((total, any(each.reached for each in sums.values())))
+    of_processes = processes.of_all((total, any(each.reached for each in sums.values())))
     return Sums(
         gradients={path: each.gradient for path, each in sums.items()},
-        loss=sum(own for own, _ in found) / count,
+        loss=sum(own for own, _ in of_processes) / count,
         batches=count,
-        reached=any(reached for _, reached in found),
+        reached=any(reached for _, reached in of_processes),
         halves=_halves(sums.values()),
     )
 
@@ -204,23 +204,23 @@ class _Sum:
             self._directions = torch.randn(product.columns, DIRECTIONS, generator=drawn).to(device)
             self.projected = [self.gradient.new_zeros(site.shape[0], DIRECTIONS) for _ in range(2)]
 
-    def add(self, given: Tensor, gradient: Tensor) -> None:
+    def add(self, x: Tensor, gradient: Tensor) -> None:
         if not self.reached:
             self._move(gradient.device)
         self.reached = self._came = True
-        gradient, given = gradient.to(self.gradient.device), given.to(self.gradient.device)
+        gradient, x = gradient.to(self.gradient.device), x.to(self.gradient.device)
         with torch.autocast(gradient.device.type, enabled=False):
             site, gradient = self.site, gradient.float()
             if site.kind == "embedding":
                 # The padding word never gets a gradient.
-                words, padding = given.reshape(-1), getattr(site.module, "padding_idx", None)
+                words, padding = x.reshape(-1), getattr(site.module, "padding_idx", None)
                 rows = gradient.reshape(-1, gradient.shape[-1])
                 rows = rows if padding is None else rows.masked_fill((words == padding)[:, None], 0)
                 self.gradient.index_add_(0, words, rows)
                 return
-            product, given = site.geometry, given.detach().float()
+            product, x = site.geometry, x.detach().float()
             assert product is not None
-            product.add_weight_gradient(self.gradient, product.padded(given), gradient)
+            product.add_weight_gradient(self.gradient, product.padded(x), gradient)
 
     def add_whole(self, gradient: Tensor) -> None:
         """Add a gradient of the parameter that holds the weight."""
@@ -243,14 +243,14 @@ class _Sum:
         self._came = False
         # Project the sum rather than each input: there are usually more inputs than rows.
         with torch.autocast(self.gradient.device.type, enabled=False):
-            whole = self.gradient.flatten(1) @ self._directions
-        self.projected[half] += whole - self.projected[0] - self.projected[1]
+            projected = self.gradient.flatten(1) @ self._directions
+        self.projected[half] += projected - self.projected[0] - self.projected[1]
 
 
 def agreement(halves: Sequence[float]) -> float | None:
     """The cosine between the gradients of two halves, from `Sums.halves`; None where one of them is zero."""
-    product, one, other = halves
-    return product / math.sqrt(one * other) if one * other > 0 else None
+    product, first, other = halves
+    return product / math.sqrt(first * other) if first * other > 0 else None
 
 
 def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
@@ -258,8 +258,8 @@ def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
     projected = [half.clone() for each in sums for half in each.projected]
     processes.add_up(projected)
     products = [
-        torch.stack([(one * other).sum(), one.square().sum(), other.square().sum()])
-        for one, other in zip(projected[::2], projected[1::2], strict=True)
+        torch.stack([(half * other).sum(), half.square().sum(), other.square().sum()])
+        for half, other in zip(projected[::2], projected[1::2], strict=True)
     ]
     total = torch.zeros(3, dtype=torch.float64)
     for each in fetched(*products):
@@ -276,8 +276,8 @@ class _Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, given: Tensor, token: Tensor, add: AddPass) -> Tensor:
-        ctx.save_for_backward(given)
+    def forward(ctx: Any, output: Tensor, x: Tensor, token: Tensor, add: AddPass) -> Tensor:
+        ctx.save_for_backward(x)
         ctx.add = add
         # A copy: the model may change it in place, which torch forbids for a view.
         return output.clone()
@@ -297,9 +297,9 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return output
-            given = input_of(args, named)
+            x = input_of(args, named)
             # torch has no type for `apply`.
-            return cast("Any", _Tap).apply(output, given, token, add)
+            return cast("Any", _Tap).apply(output, x, token, add)
 
         return hook
 
@@ -382,13 +382,13 @@ def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | 
 
     `states` are the random states at the start of the pass.
     """
-    found: list[str] = []
+    paths: list[str] = []
 
     def watch(path: str) -> Callable[..., None]:
         def hook(inner: nn.Module, args: Any, output: Any) -> None:
             floats = isinstance(output, Tensor) and output.is_floating_point()
-            if not found and floats and not torch.isfinite(output.detach()).all():
-                found.append(path)
+            if not paths and floats and not torch.isfinite(output.detach()).all():
+                paths.append(path)
 
         return hook
 
@@ -402,4 +402,4 @@ def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | 
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return paths[0] if paths else None

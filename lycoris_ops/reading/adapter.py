@@ -240,7 +240,7 @@ class Adapter:
             if suffix not in info.algorithm.table.numbers
         }
         held = [self.file.tensors[key] for key in keys]
-        return sum(math.prod(one.shape) * ITEM_BITS[one.dtype] for one in held) // 8
+        return sum(math.prod(factor.shape) * ITEM_BITS[factor.dtype] for factor in held) // 8
 
     @property
     def transposed(self) -> bool:
@@ -309,8 +309,8 @@ class Adapter:
         info = self.info[name]
         numbers = info.algorithm.table.numbers
         held = [self.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
-        for found, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
-            if found in held:
+        for kind, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
+            if kind in held:
                 return dtype
         return torch.float16 if "F16" in held else torch.bfloat16
 

@@ -94,10 +94,10 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
         return
     complete = {_plain(name): name for name in grouped if name not in alone}
     for name in alone:
-        whole = complete.get(_plain(name))
-        if whole is not None:
+        twin = complete.get(_plain(name))
+        if twin is not None:
             for suffix, key in grouped.pop(name).items():
-                _put(grouped, whole, suffix, key, file)
+                _put(grouped, twin, suffix, key, file)
 
 
 def _plain(name: str) -> str:

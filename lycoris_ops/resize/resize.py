@@ -242,12 +242,12 @@ def _split(forms: Sequence[Additive], shape: Shape) -> tuple[int, int] | None:
 
 def _told(metadata: Mapping[str, str], layers: Mapping[str, Layer]) -> dict[str, str]:
     """The metadata with the new layers' ranks and alphas, if it states the old ones."""
-    told = dict(metadata)
+    text = dict(metadata)
     for key, values in (
         (DIM, {layer.rank for layer in layers.values()}),
         (NETWORK_ALPHA, {layer.alpha for layer in layers.values()}),
     ):
-        if key in told:
+        if key in text:
             (only,) = values if len(values) == 1 else (None,)
-            told[key] = DYNAMIC if only is None else f"{only:g}"
-    return told
+            text[key] = DYNAMIC if only is None else f"{only:g}"
+    return text

@@ -90,14 +90,14 @@ def create_lycoris(
     what its module can use. It also refuses an option that is unknown, has no meaning for its algorithm, or
     is already decided by the file or plan.
     """
-    given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
+    settings = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
-    base = _base_of(given)
+    base = _base_of(settings)
     if plan is not None and weights is not None:
         raise LycorisError("layers are either planned or from a file", got="plan and weights")
     if plan is not None or weights is not None:
         source = "plan" if weights is None else "file"
-        beside = {**given, "preset": preset, "include": include, "exclude": exclude}
+        beside = {**settings, "preset": preset, "include": include, "exclude": exclude}
         # An empty list of patterns counts as not given.
         beside = [name for name in beside if name in own and beside[name] not in (own[name].default, [])]
         if beside:
@@ -148,15 +148,15 @@ def _base_of(options: Mapping[str, Any]) -> LayerSettings:
 
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:
     """Raise LycorisError for an option that a file's layers or a plan's rows decide."""
-    given = {"create_lycoris": options, **{f"overrides[{text!r}]": own for text, own in overrides.items()}}
+    tables = {"create_lycoris": options, **{f"overrides[{text!r}]": own for text, own in overrides.items()}}
     known = {field.name for field in dataclasses.fields(LayerSettings)}
-    for place, names in given.items():
+    for where, names in tables.items():
         for name in names:
-            changes = what == "file" and place != "create_lycoris" and name in CHANGING
+            changes = what == "file" and where != "create_lycoris" and name in CHANGING
             if name in known and name not in LEFT[what] and not changes:
                 raise LycorisError(
                     f"a {what} already says the kind and size of its layers",
-                    key=place,
+                    key=where,
                     got=name,
                     expected=either(sorted(LEFT[what])),
                     hint="Edit the plan" if what == "plan" else "Resize or convert the adapter first",
@@ -176,7 +176,7 @@ class _Planned:
 
 @of_one_text()
 def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overrides) -> list[_Planned]:
-    found: list[tuple[Pattern, LayerSettings, Mapping[str, Any]]] = []
+    settings_by_pattern: list[tuple[Pattern, LayerSettings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
         if not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LycorisError(
@@ -187,14 +187,18 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
             )
         pattern = Pattern.of_modules(text)
         check_used(pattern, sites, "chosen modules")
-        found.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
+        settings_by_pattern.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
     planned: list[_Planned] = []
     nothing: Mapping[str, Any] = {}
     for path, site in sites.items():
-        matching = ((settings, given) for pattern, settings, given in found if pattern.matches_path(path))
-        settings, given = next(matching, (base, nothing))
+        matching = (
+            (settings, options)
+            for pattern, settings, options in settings_by_pattern
+            if pattern.matches_path(path)
+        )
+        settings, own_options = next(matching, (base, nothing))
         asked = (settings.rank, settings.conv_rank) != (base.rank, base.conv_rank)
-        planned.append(_Planned(site, settings, asked, given))
+        planned.append(_Planned(site, settings, asked, own_options))
     return planned
 
 
@@ -207,24 +211,24 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
     layers: dict[str, Layer] = {}
     notes = _undivided(planned)
     unsuited: list[UnsuitedError] = []
-    for one in planned:
+    for each in planned:
         try:
-            layer, note = make_layer(one.site, one.settings, seed)
+            layer, note = make_layer(each.site, each.settings, seed)
         except UnsuitedError as error:
-            if named or one.given:
+            if named or each.given:
                 raise
             unsuited.append(error)
-            notes.append(f"{one.site.path}: left out, {error.problem} ({error.got})")
+            notes.append(f"{each.site.path}: left out, {error.problem} ({error.got})")
             continue
-        if note and one.own:
+        if note and each.own:
             raise LycorisError(
                 "a rank is above what its module can use",
-                key=one.site.path,
-                got=str(one.settings.size(kernel=len(one.site.shape) > 2)[0]),
-                expected=f"at most {layer.rank} for {list(one.site.shape)}",
+                key=each.site.path,
+                got=str(each.settings.size(kernel=len(each.site.shape) > 2)[0]),
+                expected=f"at most {layer.rank} for {list(each.site.shape)}",
             )
         notes += [note] if note else []
-        layers[one.site.path] = layer
+        layers[each.site.path] = layer
     if unsuited and not layers:
         raise unsuited[0]
     sites = {one.site.path: one.site for one in planned}
@@ -266,23 +270,23 @@ def _undivided(planned: Sequence[_Planned]) -> list[str]:
 
     Raises LycorisError where a factor divides none of its weights.
     """
-    split = [one for one in planned if (one.settings.factor or 0) > 0 and len(one.site.shape) > 1]
-    left = [one for one in split if all(size % (one.settings.factor or 1) for size in one.site.shape[:2])]
-    undivided = {one.site.path for one in left}
+    split = [each for each in planned if (each.settings.factor or 0) > 0 and len(each.site.shape) > 1]
+    left = [each for each in split if all(size % (each.settings.factor or 1) for size in each.site.shape[:2])]
+    undivided = {each.site.path for each in left}
     # By identity: settings given separately are judged separately.
-    of_use = {id(one.settings) for one in split if one.site.path not in undivided}
-    for one in left:
-        if id(one.settings) not in of_use:
+    of_use = {id(each.settings) for each in split if each.site.path not in undivided}
+    for item in left:
+        if id(item.settings) not in of_use:
             raise LycorisError(
                 "the factor divides no dimension",
-                key=one.site.path,
-                got=f"factor {one.settings.factor} for {list(one.site.shape)}",
+                key=item.site.path,
+                got=f"factor {item.settings.factor} for {list(item.site.shape)}",
                 expected="a divisor of the outputs or the inputs, or -1 for the most even split",
             )
     return [
-        f"{one.site.path}: a smaller factor than {one.settings.factor}, which divides neither side of "
-        f"{list(one.site.shape)}"
-        for one in left
+        f"{each.site.path}: a smaller factor than {each.settings.factor}, which divides neither side of "
+        f"{list(each.site.shape)}"
+        for each in left
     ]
 
 
@@ -299,9 +303,9 @@ def _from_file(
     sites = all_sites(module)
     planned = _overridden({path: sites[path] for path in layers}, base, overrides)
     wishes = [
-        wish_of(one.site, layers[one.site.path], one.settings, one.given)
-        for one in planned
-        if one.given.keys() & CHANGING
+        wish_of(each.site, layers[each.site.path], each.settings, each.given)
+        for each in planned
+        if each.given.keys() & CHANGING
     ]
     changed, notes = changed_layers(wishes, adapter.name, seed)
     layers |= changed
@@ -316,17 +320,17 @@ def _planned(
     plan.check_model(sites)
     planned: list[_Planned] = []
     layers: dict[str, Layer] = {}
-    for one in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
-        row, path = plan[one.site.path], one.site.path
+    for each in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
+        row, path = plan[each.site.path], each.site.path
         settings = replace(
-            one.settings,
+            each.settings,
             algorithm=row.algorithm,
-            rank=row.rank or one.settings.rank,
+            rank=row.rank or each.settings.rank,
             alpha=row.alpha,
             factor=row.factor,
-            lr=row.lr * one.settings.lr,
+            lr=row.lr * each.settings.lr,
         )
         layer = row.start(plan.origin, seed=layer_seed(seed, path))
-        layers[path] = completed(layer, one.site, settings)
-        planned.append(replace(one, settings=settings))
+        layers[path] = completed(layer, each.site, settings)
+        planned.append(replace(each, settings=settings))
     return _members(planned, _shared(layers, sites, seed))

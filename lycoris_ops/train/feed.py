@@ -1,4 +1,4 @@
-"""Give a training its batches, and keep the place from which a later run can go on."""
+"""Give a training its batches, and keep the position from which a later run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """The batches of each epoch: an iterable, or a function from the epoch's number to an iterable."""
 
 DataPosition = tuple[int, int]
-"""A place in the data: the epoch, and how many of its batches were used."""
+"""A position in the data: the epoch, and how many of its batches were used."""
 
 
 def batches_of(batches: Batches, epoch: int) -> Iterable[Any]:
@@ -42,7 +42,8 @@ class Feed:
     """Gives each copy of a model its own batches of all epochs, in groups.
 
     An iterable is iterated anew in each epoch, with random numbers of its own (see `Chance`), so that a
-    loader shuffles in the same way in a resumed run. To reach a place, the batches before it are read again.
+    loader shuffles in the same way in a resumed run. To reach a position, the
+    batches before it are read again.
     """
 
     def __init__(self, batches: Batches, seed: int, copies: Copies, position: DataPosition = (0, 0)) -> None:

@@ -100,10 +100,10 @@ def on_modules(layers: Mapping[str, Layer], sites: Sequence[Site], model: nn.Mod
     Where a model has experts, PEFT takes some names of linear layers for names of experts, see `REPLACED`.
     """
     # Layers that are not in PEFT's form keep a name of their own where PEFT has another.
-    found = layers.keys() & {path_in_peft(site) for site in sites if not site.on_parameter}
-    taken = {path for path in found if isinstance(layers[path], Lora) and path.rpartition(".")[2] in REPLACED}
-    mixture = taken and any(expert_weights(path, one) for path, one in named_modules(model))
-    return found - taken if mixture else found
+    paths = layers.keys() & {path_in_peft(site) for site in sites if not site.on_parameter}
+    taken = {path for path in paths if isinstance(layers[path], Lora) and path.rpartition(".")[2] in REPLACED}
+    mixture = taken and any(expert_weights(path, module) for path, module in named_modules(model))
+    return paths - taken if mixture else paths
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
@@ -115,13 +115,13 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
 
     Raises LycorisError for experts with anything but the two factors of LoRA.
     """
-    made = dict(layers)
+    completed = dict(layers)
     stacks: dict[str, list[Site]] = {}
     for site in sites:
         if site.expert is not None:
             stacks.setdefault(site.parameter, []).append(site)
     for parameter, own in stacks.items():
-        found: dict[int, Lora] = {}
+        by_number: dict[int, Lora] = {}
         for site in own:
             layer = layers[site.path]
             if not isinstance(layer, Lora) or layer.tensors().keys() != {"lora_up", "lora_down"}:
@@ -132,9 +132,9 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
                     expected="lora alone",
                     hint="Save it in the dialect lycoris, and continue from that file with a network",
                 )
-            found[site.expert or 0] = layer
-        rank = max(layer.rank or 1 for layer in found.values())
-        scales = {scale(layer.alpha, layer.rank or 1) for layer in found.values()}
+            by_number[site.expert or 0] = layer
+        rank = max(layer.rank or 1 for layer in by_number.values())
+        scales = {scale(layer.alpha, layer.rank or 1) for layer in by_number.values()}
         common = scales.pop() if len(scales) == 1 else 1.0
         rows, columns = own[0].shape
         for number in range(len(getattr(own[0].module, own[0].weight))):
@@ -142,13 +142,13 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
             up = torch.zeros(rows, rank)
             down = Lora.init((rows, columns), rank, rank, seed=layer_seed(0, path)).lora_down
             assert down is not None
-            if layer := found.get(number):
+            if layer := by_number.get(number):
                 assert layer.lora_up is not None and layer.lora_down is not None
                 size = len(layer.lora_down)
                 up[:, :size] = layer.lora_up * (scale(layer.alpha, size) / common)
                 down[:size] = layer.lora_down
-            made[path] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
-    return made
+            completed[path] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
+    return completed
 
 
 def _valued(layer: Layer, site: Site) -> Layer:

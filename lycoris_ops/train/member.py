@@ -503,23 +503,23 @@ def _options(settings: LayerSettings) -> dict[str, Any]:
     """The options of the algorithm's `init`. Raises LycorisError for an option that the algorithm does not
     have."""
     kind = settings.kind
-    for name, given, meant in (
+    for name, options, meant in (
         ("constraint", settings.constraint, kind.table.constrained_by_alpha),
         ("rslora", settings.rslora, kind.table.scaled_by_alpha),
     ):
-        if given and not meant:
-            raise LycorisError(f"{a_layer(settings.algorithm)} has no {name}", got=f"{name}={given}")
+        if options and not meant:
+            raise LycorisError(f"{a_layer(settings.algorithm)} has no {name}", got=f"{name}={options}")
     known = kind.init_options()
-    given = {name: getattr(settings, name) for name in ("factor", "tucker", "decompose_both")}
-    given = {name: value for name, value in given.items() if value}
-    for name, value in given.items():
+    options = {name: getattr(settings, name) for name in ("factor", "tucker", "decompose_both")}
+    options = {name: value for name, value in options.items() if value}
+    for name, value in options.items():
         if name not in known:
             raise LycorisError(
                 f"{a_layer(settings.algorithm)} has no {name}",
                 got=f"{name}={value}",
                 expected=", ".join(sorted(known)) or "no options",
             )
-    return given
+    return options
 
 
 def layer_seed(seed: int, path: str) -> int:
@@ -580,8 +580,8 @@ def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
     if kind is None:
         return frozenset()
     shape: Shape = (8, 8, *(3,) * (dimensions - 2)) if dimensions > 1 else (8,)
-    made = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)]
-    tensors = [(name, tensor) for layer in made for name, tensor in layer.tensors().items()]
+    layers = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)]
+    tensors = [(name, tensor) for layer in layers for name, tensor in layer.tensors().items()]
     return frozenset(name for name, tensor in tensors if name in kind.table.factors and not tensor.any())
 
 

@@ -106,10 +106,10 @@ class LycorisNetwork(nn.Module):
         embedding that shares its weight.
         """
         # Also for a network that acts already: the model may have been divided since.
-        parts = {id(weight) for weight in processes.in_parts(self.module).values()}
-        for member in self.members.values() if parts else ():
+        divided = {id(weight) for weight in processes.in_parts(self.module).values()}
+        for member in self.members.values() if divided else ():
             weight = getattr(member.site.module, member.site.weight)
-            if id(weight) in parts:
+            if id(weight) in divided:
                 member.check_part(weight)
         if self._flags is None:
             self._tie_rows()
@@ -140,7 +140,7 @@ class LycorisNetwork(nn.Module):
         Raises LycorisError for tokens that are trained in a head, but not in the embedding that shares its
         weight.
         """
-        rows = [path for path, one in self.members.items() if "set_rows" in one.layer.tensors()]
+        rows = [path for path, member in self.members.items() if "set_rows" in member.layer.tensors()]
         sites = all_sites(self.module) if rows else {}
         shared = shared_weights(sites.values())
         for path in rows:
@@ -294,11 +294,11 @@ class LycorisNetwork(nn.Module):
             for name, parameter in member.named_parameters():
                 raised = lora_plus is not None and name in zero
                 groups.setdefault((member.settings.lr, raised, name in vectors), []).append(parameter)
-        made: list[dict[str, Any]] = []
+        result: list[dict[str, Any]] = []
         for (share, raised, vector), parameters in groups.items():
             words = (f"lr x {share:g}", "zero at the start" * raised, "vectors" * vector)
             times = share * (lora_plus if raised and lora_plus is not None else 1.0)
-            made.append(
+            result.append(
                 {
                     "name": " ".join(filter(None, words)),
                     "params": parameters,
@@ -307,7 +307,7 @@ class LycorisNetwork(nn.Module):
                     "vectors": vector,
                 }
             )
-        return made
+        return result
 
     @torch.no_grad()
     def clip_weight_norm(self, limit: float) -> int:
@@ -326,11 +326,11 @@ class LycorisNetwork(nn.Module):
             for _ in range(TURNS):
                 device = next(iter(layer.tensors().values())).device
                 met = torch.zeros(member.site.shape, device=device) if weight is None else weight
-                found = abs(self.multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
-                if found <= limit * (1 + 1e-6):
+                size = abs(self.multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
+                if size <= limit * (1 + 1e-6):
                     break
                 clipped, first = clipped + first, False
-                layer = layer.shrunk(limit / found, met)
+                layer = layer.shrunk(limit / size, met)
             if not first:
                 for name, parameter in member.named_parameters():
                     put(parameter, getattr(layer, name))
@@ -424,19 +424,19 @@ class LycorisNetwork(nn.Module):
         MatchError, and changes nothing, unless the file has a layer for every member and no others.
         """
         adapter = path if isinstance(path, Adapter) else load_adapter(path)
-        found, left = layers_for(adapter, self.module, self.prefix)
-        extra = sorted(found.keys() - self.members.keys())
-        missing = sorted(self.members.keys() - found.keys())
+        layers, left = layers_for(adapter, self.module, self.prefix)
+        extra = sorted(layers.keys() - self.members.keys())
+        missing = sorted(self.members.keys() - layers.keys())
         if extra or missing:
             raise MatchError(
                 "the file and the network do not have the same layers",
                 file=adapter.path,
                 key=(extra or missing)[0],
-                got=f"{len(found)} layers, {len(extra)} of them not in the network",
+                got=f"{len(layers)} layers, {len(extra)} of them not in the network",
                 expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
                 hint="Make the network from the file: create_lycoris(module, weights=...)",
             )
-        for name, layer in found.items():
+        for name, layer in layers.items():
             with located(file=adapter.path):
                 self.members[name].replace(layer)
         self.notes = tuple(dict.fromkeys((*self.notes, *left)))
@@ -457,21 +457,21 @@ class LycorisNetwork(nn.Module):
             f"left out: {left_out(self.module, members, sites)}",
         ]
         kinds = Counter(
-            (of_rank(one.layer.algorithm, one.layer.rank), one.site.kind, one.form)
-            for one in members.values()
+            (of_rank(member.layer.algorithm, member.layer.rank), member.site.kind, member.form)
+            for member in members.values()
         )
         for (layer, kind, form), number in kinds.most_common(LINES):
             lines.append(f"{number} {kind}: {layer}, {form}")
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{self._left_alone(path)} left alone: {why}")
-        idle = [path for path, one in members.items() if not one.passed]
+        idle = [path for path, member in members.items() if not member.passed]
         if 0 < len(idle) < len(members):
             lines.append(
                 f"{number_of(len(idle), 'module')} that no pass has reached so far, such as {idle[0]}: a "
                 "layer acts where its module is called, and not where others use its weight"
             )
-        if turned := [path for path, one in members.items() if one.site.transposed]:
+        if turned := [path for path, member in members.items() if member.site.transposed]:
             lines.append(
                 f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
                 "of their layers is for a network, for PEFT or for merge_checkpoint"

@@ -24,16 +24,21 @@ def watch(module: nn.Module) -> list[RemovableHandle]:
     nothing is raised.
     """
     return [
-        one.register_forward_hook(partial(_look, path), with_kwargs=True)
-        for path, one in named_modules(module)
-        if _packed(one) is not None
+        layer.register_forward_hook(partial(_look, path), with_kwargs=True)
+        for path, layer in named_modules(module)
+        if _packed(layer) is not None
     ]
 
 
 def _packed(module: nn.Module) -> Tensor | None:
     held: Mapping[str, Tensor | None] = cast("Any", module)._parameters
     return next(
-        (one for one in held.values() if one is not None and not (is_plain(one) or is_divided(one))), None
+        (
+            value
+            for value in held.values()
+            if value is not None and not (is_plain(value) or is_divided(value))
+        ),
+        None,
     )
 
 

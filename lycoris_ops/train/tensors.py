@@ -45,7 +45,7 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     if not tensors:
         return torch.zeros_like(like)
     plain = [tensor for tensor in tensors if not is_divided(tensor)]
-    parts = [_norm(_parts(plain)[0], like)] if plain else []
+    norms = [_norm(_parts(plain)[0], like)] if plain else []
     alike: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
         if is_divided(tensor):
@@ -54,8 +54,8 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     for group in alike.values():
         squared = _norm(_parts(group)[0], like).square()
         add_up_parts(squared, group[0])
-        parts.append(squared.sqrt())
-    return parts[0] if len(parts) == 1 else cast("Tensor", _torch.stack(parts).norm())
+        norms.append(squared.sqrt())
+    return norms[0] if len(norms) == 1 else cast("Tensor", _torch.stack(norms).norm())
 
 
 def gathered(value: Any) -> Any:

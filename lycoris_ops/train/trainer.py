@@ -56,7 +56,7 @@ def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> Non
     Raises TrainError for a weight that is not in memory, and for a parameter that has no shape yet;
     LycorisError for a device that cannot be used.
     """
-    lazy = next((name for name, one in net.module.named_parameters() if is_lazy(one)), None)
+    lazy = next((name for name, p in net.module.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         raise TrainError(
             "the model has a parameter without a shape",
@@ -117,7 +117,7 @@ class Trainer:
         self.done = 0
         """How many steps are done."""
         self.position: DataPosition = (0, 0)
-        """The place in the data after them."""
+        """The position in the data after them."""
         self.returns = 0
         """How often the training went back to a state that was not its newest one."""
         self.history = History()
@@ -174,12 +174,12 @@ class Trainer:
         self,
         *batches: Any,
         of: int | None = None,
-        place: DataPosition | None = None,
+        position: DataPosition | None = None,
         beside: Sequence[Any] = (),
     ) -> StepReport:
         """Make one step on the mean loss of some batches.
 
-        `of` is the number of batches in all processes together, and `place` is the place in the data after
+        `of` is the number of batches in all processes together, and `position` is that in the data after
         them. The batches `beside` go through the model without counting, because processes that share a
         sharded base must make equally many passes.
 
@@ -207,7 +207,7 @@ class Trainer:
                 if self._rise.due(number):
                     self._check_rise(report, count, batches, beside)
                 with uninterrupted():
-                    report = self._update(report, place)
+                    report = self._update(report, position)
         except BaseException:
             # The old scaler would go on from the middle of the step.
             self.scaler = self._new_scaler(self.scaler.state_dict())
@@ -245,8 +245,8 @@ class Trainer:
                 self._keep_best()
         if not all(map(math.isfinite, losses)):
             copy_into(self.parameters, self._proven)
-            found = sum(losses) / len(losses)
-            raise self._diverged(f"the validation loss is {found} after step {self.done}")
+            average = sum(losses) / len(losses)
+            raise self._diverged(f"the validation loss is {average} after step {self.done}")
         return self.history.validation[-1][1]
 
     def _keep_best(self) -> None:
@@ -486,17 +486,17 @@ class Trainer:
         if self.copies.size == 1 or self._compared:
             return
         self._compared = True
-        own = [0.0 if one.grad is None else float(norm(own_part(one.grad))) for one in self.parameters]
-        found = processes.of_all((self.copies.index, [float(total), *own]))
+        own = [0.0 if p.grad is None else float(norm(own_part(p.grad))) for p in self.parameters]
+        of_processes = processes.of_all((self.copies.index, [float(total), *own]))
         firsts: dict[int, list[float]] = {}
-        for index, sizes in found:
+        for index, sizes in of_processes:
             first = firsts.setdefault(index, sizes)
-            for name, one, other in zip(("the loss", *self.names), sizes, first, strict=True):
-                if abs(one - other) > ALIKE * max(abs(one), abs(other)):
+            for name, value, other in zip(("the loss", *self.names), sizes, first, strict=True):
+                if abs(value - other) > ALIKE * max(abs(value), abs(other)):
                     raise TrainError(
                         "the processes that compute one copy of the model do not agree",
                         key=name,
-                        got=f"{one:.6g} in one of them and {other:.6g} in another, in step {number}",
+                        got=f"{value:.6g} in one of them and {other:.6g} in another, in step {number}",
                         expected="the same loss and the same gradients",
                         hint="Exclude layers that see another part of the input in each process, such as "
                         "norms of single heads, and give the same batches to all of them",
@@ -549,7 +549,7 @@ class Trainer:
             scaler.load_state_dict(state)
         return scaler
 
-    def _update(self, report: StepReport, place: DataPosition | None) -> StepReport:
+    def _update(self, report: StepReport, position: DataPosition | None) -> StepReport:
         self.intact = False
         limit = self.options.clip_norm
         if not report.skipped:
@@ -567,7 +567,7 @@ class Trainer:
         self.history.losses.append((report.step, report.loss))
         self.history.skipped += report.skipped
         self.done = report.step
-        self.position = self.position if place is None else place
+        self.position = self.position if position is None else position
         self.intact = True
         return report
 
@@ -579,8 +579,8 @@ class Trainer:
         with Chance(self.options.seed, "step", number, self.copies.index).drawn():
             return first_bad(self.net.module, lambda: [self._loss_of(batch) for batch in batches])
 
-    def _diverged(self, problem: str, place: str | None = None) -> DivergedError:
-        """The error for values that are not finite, at `place` or at the layer where the gradient broke.
+    def _diverged(self, problem: str, layer: str | None = None) -> DivergedError:
+        """The error for values that are not finite, at `layer` or at the layer where the gradient broke.
 
         The backward pass goes from the last layer to the first, so the last bad layer is where it broke.
         """
@@ -592,7 +592,7 @@ class Trainer:
         self.intact = False
         return DivergedError(
             problem,
-            key=place or (bad[-1] if bad else None),
+            key=layer or (bad[-1] if bad else None),
             got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
             hint="The network has the last weights whose loss was finite. Try a lower learning rate, a "
             "warm-up or bf16"
@@ -608,26 +608,26 @@ class Trainer:
             optimiser.eval() if on else optimiser.train()
 
 
-def _independent(found: str) -> TrainError:
-    """The error for a loss that does not depend on the network; `found` describes the loss."""
+def _independent(loss: str) -> TrainError:
+    """The error for a loss that does not depend on the network; `loss` describes the loss."""
     return TrainError(
         "the loss does not depend on the network",
-        got=found,
+        got=loss,
         hint="Compute it with the module that is passed in, without no_grad, detach or item",
     )
 
 
 def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
     """The trained parameters and their names. Raises TrainError where they cannot be trained."""
-    found = {
+    trained = {
         f"{path}.{name}": parameter
         for path, member in net.members.items()
         for name, parameter in member.named_parameters()
         if parameter.requires_grad
     }
-    if not found:
+    if not trained:
         raise TrainError("the network has nothing to train")
-    for name, parameter in found.items():
+    for name, parameter in trained.items():
         if parameter.dtype not in (torch.float32, torch.float64):
             raise TrainError(
                 "small steps are lost in tensors of this dtype",
@@ -636,4 +636,4 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
                 expected="float32",
                 hint="Keep the network in float32 and set `autocast` to compute in a smaller dtype",
             )
-    return list(found), list(found.values())
+    return list(trained), list(trained.values())

@@ -49,9 +49,9 @@ class Regrouper:
         if planned.shape is None:
             return self._layer(planned.sources[0])
         rows = planned.shape[0]
-        made = self._cut(planned, rows) or self._fused(planned, rows)
-        self._check(planned, made)
-        return made
+        layer = self._cut(planned, rows) or self._fused(planned, rows)
+        self._check(planned, layer)
+        return layer
 
     def _read(self, name: str) -> Layer:
         # No dialect has a place for AdaLoRA's third factor, and few read a convolution's factors as matrices.
@@ -68,28 +68,28 @@ class Regrouper:
         if sum(stop - start for start, stop in ranges) != rows:
             return None
         source = self._layer(planned.sources[0])
-        made = source.rows(*ranges)
-        if _values(made) > _values(source):
+        layer = source.rows(*ranges)
+        if _values(layer) > _values(source):
             raise LayerError(
                 f"{a_layer(source.algorithm)} cut at these rows has no small factors",
                 got=", ".join(f"rows {start} to {stop}" for start, stop in ranges),
                 expected="rows at which a factor can be cut",
             )
-        return made
+        return layer
 
     def _fused(self, planned: LayerToWrite, rows: int) -> Layer:
         """One layer with this number of rows, joined from several or with rows that it leaves unchanged."""
         pieces: list[tuple[Layer, Rows]] = []
         for piece in planned.pieces:
-            source, whole = self._layer(piece.layer), (0, self._shape_of(piece.layer)[0])
-            start, stop = piece.rows or whole
-            part = source if (start, stop) == whole else source.rows((start, stop))
-            if isinstance(part, Sharing):
-                part = part.alone((stop - start, *self._shape_of(piece.layer)[1:]))
-            pieces.append((part, (piece.at, piece.at + stop - start)))
+            source, every = self._layer(piece.layer), (0, self._shape_of(piece.layer)[0])
+            start, stop = piece.rows or every
+            cut = source if (start, stop) == every else source.rows((start, stop))
+            if isinstance(cut, Sharing):
+                cut = cut.alone((stop - start, *self._shape_of(piece.layer)[1:]))
+            pieces.append((cut, (piece.at, piece.at + stop - start)))
         return fuse(pieces, rows)
 
-    def _check(self, planned: LayerToWrite, made: Layer) -> None:
+    def _check(self, planned: LayerToWrite, layer: Layer) -> None:
         """Raise WriteError unless the layer changes weight and bias as its sources do."""
         assert planned.shape is not None
         weight = torch.zeros(planned.shape)
@@ -103,10 +103,10 @@ class Regrouper:
             wanted[here] = delta[start:stop].reshape(weight[here].shape)
             if beside is not None:
                 bias[here] = beside[start:stop]
-        change = made.change(weight)
-        found = torch.zeros(planned.shape) if change.delta is None else change.delta
+        change = layer.change(weight)
+        own_delta = torch.zeros(planned.shape) if change.delta is None else change.delta
         own_bias = torch.zeros(planned.shape[0]) if change.bias is None else change.bias
-        for ours, theirs in ((found, wanted), (own_bias, bias)):
+        for ours, theirs in ((own_delta, wanted), (own_bias, bias)):
             error = (ours - theirs).abs().max().item()
             # In this form NaN fails too.
             if not error <= NEAR * theirs.abs().max().item():

@@ -118,7 +118,7 @@ class Writer:
         return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
 
     def configuration(
-        self, made: Sequence[Made], metadata: Mapping[str, str | None] | None = None
+        self, layers_made: Sequence[Made], metadata: Mapping[str, str | None] | None = None
     ) -> str | None:
         """The configuration of the layers as JSON; None for a dialect that has none.
 
@@ -126,22 +126,22 @@ class Writer:
         source's list of modules is kept where the layers are the same. Raises LayerError if no configuration
         describes all layers.
         """
-        layers = [(one.planned, one.encoded) for one in made]
+        layers = [(layer.planned, layer.encoded) for layer in layers_made]
         source = self._source
-        same = {name for one in made for name in one.planned.sources} == set(self.adapter.info)
+        same = {name for layer in layers_made for name in layer.planned.sources} == set(self.adapter.info)
         # A configuration of a kind that is only read may name layers that the file lacks.
         listed = source and same and not self.adapter.unreadable and not source.read_only
         ends = source.target_modules if source and listed else ()
         try:
             table = configuration(self.dialect, layers, self._placed.relation, ends)
         except ConflictError as error:
-            planned = next(one.planned for one in made if one.planned.name == error.member.name)
+            planned = next(layer.planned for layer in layers_made if layer.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
         if table is not None and write_of(self.dialect).card:
-            given = {
+            stated = {
                 key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
             }
-            table |= {**(source.purpose if source else {}), **given}
+            table |= {**(source.purpose if source else {}), **stated}
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
 
     @cached_property

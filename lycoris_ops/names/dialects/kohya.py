@@ -74,22 +74,26 @@ def _by_part(grouped: Groups) -> Groups:
     parted: Groups = {}
     for name, keys in grouped.items():
         numbers = {suffix: NUMBERED[suffix] for suffix in keys if suffix in NUMBERED}
-        parts = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
+        names = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
         shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
-        if not numbers or BLOCKS in shared or any(part in grouped for part in {*parts.values()} - {name}):
+        if (
+            not numbers
+            or BLOCKS in shared
+            or any(numbered in grouped for numbered in {*names.values()} - {name})
+        ):
             parted[name] = keys
             continue
-        for suffix, part in parts.items():
-            parted[part] = {**shared, BLOCKS: keys[suffix]}
+        for suffix, own in names.items():
+            parted[own] = {**shared, BLOCKS: keys[suffix]}
     return parted
 
 
-def _prefix(part: str, parts: Parts) -> str:
-    prior = "prior_" if parts.layout.component == "prior" else ""
-    if part == UNET:
+def _prefix(component: str, components: Parts) -> str:
+    prior = "prior_" if components.layout.component == "prior" else ""
+    if component == UNET:
         return f"lora_{prior}unet_"
     # kohya-ss does not number a model's only text encoder.
-    number = "" if len(parts.encoders) == 1 else ENCODERS.get(part, parts.number(part))
+    number = "" if len(components.encoders) == 1 else ENCODERS.get(component, components.number(component))
     return f"lora_{prior}te{number}_"
 
 
@@ -106,13 +110,13 @@ def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
 
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
-    found = plain.encode(layer, asked)
+    encoded = plain.encode(layer, asked)
     match = re.fullmatch(r"(.+)\.(\d+)", asked.name)
     if match is None or not isinstance(layer, Oft):
-        return found
+        return encoded
     # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `_by_part`.
-    numbered = {f"{BLOCKS}.{match[2]}" if s == BLOCKS else s: tensor for s, tensor in found.tensors.items()}
-    return replace(found, name=match[1], tensors=numbered)
+    numbered = {f"{BLOCKS}.{match[2]}" if s == BLOCKS else s: tensor for s, tensor in encoded.tensors.items()}
+    return replace(encoded, name=match[1], tensors=numbered)
 
 
 DIALECT = Dialect(
