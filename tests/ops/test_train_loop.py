@@ -430,7 +430,7 @@ def test_an_interrupt_waits_for_the_end_of_an_update() -> None:
     before = [parameter.detach().clone() for parameter in trainer.parameters]
     with pytest.raises(KeyboardInterrupt):
         trainer.step(batches(1)[0])
-    assert trainer.whole and trainer.done == 1
+    assert trainer.intact and trainer.done == 1
     assert not all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
 
 
