@@ -241,8 +241,8 @@ class Offer:
     parameters: tuple[int, ...]
     make: Callable[[int], Layer] | None = None
     """Makes the layer for an index in `ranks`, with float32 factors and the scale of the `Delta`. It must not
-    refer to the `Delta`, because that would keep the whole change in memory. None where nothing is kept of
-    the change: then it must be fitted again."""
+    refer to the `Delta` or to slices of its triples, because that would keep the whole change in memory. None
+    where nothing is kept of the change: then it must be fitted again."""
     tensors: int = 1
     """How many tensors each has in a file, including alpha."""
     held: int = 0

@@ -206,9 +206,9 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
     home = added(tmp_path)
-    files = ("test_median.py", "test_sketcher.py", "test_architecture_records.py", "test_contract.py")
-    chosen = "outer or median or sketcher or PixelDiT or second_list or two_records"
-    told = outcome(home, *(f"tests/ops/{file}" for file in files), "-k", chosen)
+    files = ("median", "sketcher", "lion", "train_loop", "architecture_records", "contract")
+    chosen = "outer or median or sketcher or lion or PixelDiT or second_list or two_records"
+    told = outcome(home, *(f"tests/ops/test_{file}.py" for file in files), "-k", chosen)
     assert int(re.findall(r"(\d+) passed", told)[0]) > 20
 
 

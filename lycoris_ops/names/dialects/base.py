@@ -90,7 +90,9 @@ class Asked:
     takes_lokr: bool = False
     """Whether diffusers is known to read LoKr under this name."""
     dtype: torch.dtype | None = None
-    """The dtype that the user wants for the factors; None for the dtypes that they have."""
+    """The dtype that the user wants for the factors; None for the dtypes that they have.
+
+    The layer's factors have it already. New factors must get it too."""
     on_parameter: bool = False
     """Whether the layer is on a parameter, not on a module, see `peft.parameters`."""
 
@@ -120,7 +122,7 @@ class Write:
     """How a dialect is written. The defaults are those of the host's own dialect."""
 
     prefix: str | Callable[[str, Parts], str]
-    """The prefix of the paths in a part (`unet` or a text encoder) of a model.
+    """The prefix of the paths in a part (`unet` or a text encoder) of a model, as it is after `rename`.
 
     One text for all parts means that a file is for a single part and does not say which.
     """
@@ -145,7 +147,7 @@ class Write:
     holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
     """Whether it can hold layers of a kind. The second argument is `Asked.takes_lokr`."""
     spelled: Callable[[str, str], str] = "{}.{}".format
-    """The key of a tensor, given the layer's name and the suffix."""
+    """The key of a tensor in the file, given the layer's name and the suffix: what `rename` undoes."""
     shares: bool = False
     """Whether its files hold tensors that all layers share, once. In other files each layer is complete, see
     `Sharing.alone`."""
