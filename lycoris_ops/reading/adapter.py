@@ -290,11 +290,13 @@ class Adapter:
         if name in self.unreadable:
             raise LayerError("a layer cannot be read", file=self.path, key=name, got=self.unreadable[name])
         info = self.info[name]
-        shared = tuple(info.keys[suffix] for suffix in info.keys if suffix in info.algorithm.table.shared)
-        own = tuple(key for key in info.keys.values() if key not in shared)
-        tensors = self.file.read(own, self.cache, keep=keep)
-        if shared:
+        common, keys = info.algorithm.table.shared, tuple(info.keys.values())
+        if common:
+            keys = tuple(key for suffix, key in info.keys.items() if suffix not in common)
+        tensors = self.file.read(keys, self.cache, keep=keep)
+        if common:
             # By themselves, so that the cache holds them once for all layers.
+            shared = tuple(key for suffix, key in info.keys.items() if suffix in common)
             tensors = {**tensors, **self.file.read(shared, self.cache)}
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
