@@ -56,11 +56,11 @@ means any character. No model has two paths that differ only there."""
 class Expressions:
     """The expressions of one field of a file, in their order.
 
-    By PEFT's rule an expression must match a whole path, or the end of one after a dot. With `whole` it must
+    By PEFT's rule an expression must match a whole path, or the end of one after a dot. With `full` it must
     match the whole path. Raises ExpressionError, which says which expression is invalid and why.
     """
 
-    def __init__(self, texts: Sequence[str], *, whole: bool = False) -> None:
+    def __init__(self, texts: Sequence[str], *, full: bool = False) -> None:
         if sum(map(len, texts)) > MOST_TEXT:
             raise ExpressionError(f"more than {MOST_TEXT} characters in all expressions together")
         self._paths: dict[str, int] = {}
@@ -71,11 +71,11 @@ class Expressions:
             if not all(paths):
                 others[number] = text
             for match in filter(None, paths if all(paths) else []):
-                table = self._paths if whole or match[1] else self._ends
+                table = self._paths if full or match[1] else self._ends
                 # Among equal expressions the first counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
         allowance = Allowance()
-        self._others = [(number, allowance.test(text, whole=whole)) for number, text in others.items()]
+        self._others = [(number, allowance.test(text, full=full)) for number, text in others.items()]
         self._found: dict[str, int | None] = {}
 
     def first(self, path: str) -> int | None:
@@ -105,13 +105,13 @@ class Allowance:
         self._characters = MOST_COMPILED
         self._seconds = SECONDS
 
-    def test(self, text: str, *, whole: bool = False) -> Callable[[str], bool]:
-        """A test whether an expression matches a path by PEFT's rule, or with `whole` the whole path.
+    def test(self, text: str, *, full: bool = False) -> Callable[[str], bool]:
+        """A test whether an expression matches a path by PEFT's rule, or with `full` the whole path.
 
         Raises ExpressionError where the expression cannot be used; the test raises it where the time is over.
         """
-        whole_text = text if whole else rf"(?:.*\.)?(?:{text})"
-        compiled = self._compiled(text, whole_text)
+        full_text = text if full else rf"(?:.*\.)?(?:{text})"
+        compiled = self._compiled(text, full_text)
         return lambda path: self._timed(compiled.fullmatch, path)
 
     def search(self, text: str) -> Callable[[str], bool]:

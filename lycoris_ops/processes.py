@@ -171,7 +171,7 @@ def in_parts(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_whole(module: nn.Module) -> None:
-    """Raise LycorisError where each process computes with a part of a weight, as in tensor parallelism."""
+    """Raise LycorisError where each process computes with a shard of a weight, as in tensor parallelism."""
     for path, weight in in_parts(module).items():
         raise LycorisError(
             "the processes compute this layer in parts",
@@ -240,7 +240,7 @@ def _within_passes(weight: Any, *, sharded: bool) -> bool:
 
 
 def _together(weight: Tensor) -> tuple[int, ...]:
-    """The processes that hold the parts of a weight within passes, sorted."""
+    """The processes that hold the shards of a weight within passes, sorted."""
     mesh = cast("Any", weight).device_mesh
     return tuple(sorted(dist.get_process_group_ranks(mesh.get_group(mesh.ndim - 1))))
 

@@ -88,7 +88,7 @@ def _has_indices(batches: Iterable[Any]) -> bool:
 
 
 def _with_indices(loader: Any, indices: _Indices, *, by_batch: bool) -> Iterable[Any]:
-    """A copy of a loader that gives only the batches at these places."""
+    """A copy of a loader that gives only the batches at these indices."""
     from torch.utils.data import DataLoader
 
     known = inspect.signature(DataLoader).parameters.keys() - REPLACED - LASTING

@@ -103,7 +103,7 @@ def merge_checkpoint(
     called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). `views_in` and `views_of` find weights that the file holds as a part of a tensor,
+    `round_to_float8`). `views_in` and `views_of` find weights that the file holds as a slice of a tensor,
     transposed, or under another name than the model does. `codec` reads and writes quantised weights, which
     keep their format, whatever the `dtype`. A quantised weight that `codec` does not know cannot be merged
     into.
@@ -461,7 +461,7 @@ def _enlarged(shape: Shape, pairs: Pairs) -> Shape:
 
 
 def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end: int) -> Iterator[int]:
-    """Copy the bytes from `start` to `end` of the base's data section, and yield the size of each part."""
+    """Copy the bytes from `start` to `end` of the base's data section, and yield the size of each chunk."""
     data.seek(base.data_start + start)
     buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
     left = end - start

@@ -147,10 +147,10 @@ class _Numbers:
         return (self._first[key] + torch.arange(shape[0])).reshape(-1, *(1 for _ in shape[1:]))
 
     def sources(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[FileRows, ...]:
-        """The places of a weight or bias of `shape`, given the numbers of its rows, or of its columns with
-        `turned`.
+        """The rows in the file of a weight or bias of `shape`, given the numbers of its rows, or of its
+        columns with `turned`.
 
-        () where a slot holds only parts of the rows, or holds them in another order.
+        () where a slot holds only some of the rows, or holds them in another order.
         """
         places: list[FileRows] = []
         done = 0
@@ -213,7 +213,7 @@ def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
 
 
 def _sources(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[FileRows, ...]:
-    """The places of a site's weight; () where none is known."""
+    """The rows in the file of a site's weight; () where none is known."""
     if isinstance(held, str):
         slot = FileSlot(held, site.expert, site.transposed)
         return (FileRows(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..maths.shapes import Rows, Shape
-from ..names.relation import Placed, Relation
+from ..names.relation import LookedUp, Relation
 from ..names.transposed import stored_transposed
 from ..peft.parameters import of_expert
 from ..stack.resolve import Match, in_order
@@ -18,11 +18,11 @@ Pairs = Sequence[tuple[Entry, Match]]
 
 
 class FileSlot(NamedTuple):
-    """A tensor of a file, or the part of it that is one weight."""
+    """A tensor of a file, or the slice of it that is one weight."""
 
     key: str
     expert: int | None = None
-    """Which part of a tensor (E, O, I) it is; None for the whole tensor."""
+    """Which slice of a tensor (E, O, I) it is; None for the whole tensor."""
     turned: bool = False
     """Whether it is stored as (I, O)."""
 
@@ -96,7 +96,7 @@ def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str
 def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
     keys: set[str] = set()
     for adapter in (entry.adapter for entry in stack if entry.adapter.transposed):
-        for layer, targets in Placed.of(adapter.names, Relation(shapes)).places(adapter.path).items():
+        for layer, targets in LookedUp.of(adapter.names, Relation(shapes)).targets(adapter.path).items():
             info = adapter.info[layer]
             stored = shapes[targets[0].key] if len(targets) == 1 and targets[0].rows is None else ()
             if info.shape and len(stored) == 2 and info.fits(stored[::-1]):
@@ -127,7 +127,7 @@ def placed(
 
 
 def _met(match: Match, source: FileRows, size: int) -> Match | None:
-    """The match for the rows of a place alone; None where it changes none of them. `size` counts all rows."""
+    """The match for one source's rows alone; None where it changes none of them. `size` counts all rows."""
     if source.rows is None and source.window is None:
         return match
     changed, held = match.target.rows or (0, size), source.window or (0, size)

@@ -33,9 +33,9 @@ from ..maths.tensors import compute_dtype, kronecker, largest_of, shaped
 
 @dataclass(frozen=True)
 class Reach:
-    """Bounds on the values of a matrix that is a product; `parts` bound the values of the factors.
+    """Bounds on the values of a matrix that is a product; `bounds` bound the values of the factors.
 
-    `most`, the product of all parts, bounds the matrix. `within`, the product of the parts above 1, also
+    `most`, the product of all bounds, bounds the matrix. `within`, the product of those above 1, also
     bounds every intermediate value, whatever the order of computing.
     """
 
@@ -51,7 +51,7 @@ class Reach:
 
 
 Bounds = tuple[float | Tensor, ...]
-"""The parts of a `Reach`; a tensor stands for its largest absolute value."""
+"""The bounds of a `Reach`; a tensor stands for its largest absolute value."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def reaches(forms: Sequence[Additive]) -> list[Reach]:
 
 
 def _bounds_of(factors: Sequence[Tensor]) -> Bounds:
-    """The parts of one factor, or of the product of two."""
+    """The bounds of one factor, or of the product of two."""
     rank = (float(factors[1].shape[0]),) if len(factors) == 2 else ()
     return (*rank, *factors)
 

@@ -154,7 +154,7 @@ class Chain:
 
     def change(self, vectors: Tensor) -> Tensor:
         total = self.steps[0].change(vectors)
-        # Each part meets the vectors as the parts before it have changed them.
+        # Each step meets the vectors as the steps before it have changed them.
         for step in self.steps[1:]:
             total = total + step.change(vectors + total)
         return total

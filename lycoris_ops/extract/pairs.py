@@ -43,7 +43,7 @@ class Pairs:
     reshaped: tuple[str, ...]
     """Keys whose shapes differ, with both shapes."""
     others: int
-    """How many tensors belong to parts that adapters do not change, such as the VAE."""
+    """How many tensors belong to components that adapters do not change, such as the VAE."""
 
     def differences(self) -> list[tuple[str, Sequence[str]]]:
         """The kinds of differences in words, each with its keys."""
@@ -64,7 +64,7 @@ class _Side:
         self.relation = Relation(shapes)
         self.targets = self.relation.targets
         self.turned = stored_transposed(shapes)
-        components = self.targets.parts
+        components = self.targets.components
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
         here = {target for target in self.targets.all if shapes[target.key] and weights.reads(target.key)}
         self.all = [target for target in self.targets.adaptable if target in here]
@@ -73,8 +73,8 @@ class _Side:
         self._known = "unet" in components or (unet is not None and unet.model is not None)
 
     def name(self, target: Target) -> str:
-        """The layer's name in an adapter: the host's name, or the path if the part is unknown."""
-        if target.part == "te":
+        """The layer's name in an adapter: the host's name, or the path if the component is unknown."""
+        if target.component == "te":
             return f"{HOST_ENCODERS}{target.name}" if target.encoder else target.path
         return host_name(target.path, "unet" if self._known else None)
 

@@ -45,11 +45,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
-        """The weight in float32, of `weight.shape`, in new memory; `stored` are the tensors of its parts."""
+        """The weight in float32, of `weight.shape`, in new memory; `stored` are the tensors that it is stored
+        in."""
         ...
 
     def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The parts that store `values` in the weight's format, with the shapes of the `stored` ones.
+        """The tensors that store `values` in the weight's format, with the shapes of the `stored` ones.
 
         `values` may be overwritten.
         """

@@ -136,7 +136,7 @@ def new_files(
         files: list[BinaryIO] = []
         try:
             for each in paths:
-                # A random part, so that two writers of one name do not collide.
+                # A random word, so that two writers of one name do not collide.
                 unfinished = home / f".{each.name}.{secrets.token_hex(8)}{UNFINISHED}"
                 files.append(cast("BinaryIO", unfinished.open("xb")))
             yield files
@@ -182,8 +182,8 @@ def _place(unfinished_of: Mapping[Path, Path], *, overwrite: bool) -> None:
     """Give files their names. `unfinished_of` maps each new name to the file's present name.
 
     Readers look for the first of several files, and read the others along with it. So an earlier first file
-    is set aside before anything else, and the new one is placed last: no reader ever finds old and new files
-    together. After an error the files are as they were before.
+    is set aside before anything else, and the new one gets its name last: no reader ever finds old and new
+    files together. After an error the files are as they were before.
     """
     aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}") for path in unfinished_of}
     try:
@@ -219,7 +219,7 @@ def _take_back(unfinished_of: Mapping[Path, Path], aside: Mapping[Path, Path], e
     """Undo `_place`, however far it got."""
     try:
         for path, unfinished in unfinished_of.items():
-            # A placed file has lost its old name, unless the interruption came between link and unlink.
+            # A renamed file has lost its old name, unless the interruption came between link and unlink.
             if not unfinished.exists() or (path.exists() and path.samefile(unfinished)):
                 path.unlink(missing_ok=True)
         for path in reversed(list(aside)):

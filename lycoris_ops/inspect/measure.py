@@ -97,7 +97,7 @@ class Examination:
     directions: two matrices (T, T) for each block with a weight that several adapters change. Empty if
     `signs` of `examine` was off."""
     left_out: Mapping[str, str]
-    """Layers that have no place in the base, with the reasons."""
+    """Layers that the base has no weight for, with the reasons."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ class _Examining:
             steps.step()
         order = list(self.products)
         if self.blocks is not None:
-            model = self.blocks.places
+            model = self.blocks.positions
             order.sort(key=lambda name: model.get(name, len(model)))
         return Examination(
             tuple(self.entries),
@@ -275,5 +275,5 @@ class _Examining:
             named = self.blocks.of(place.target)
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")
         name = LayerName.of(place.name)
-        block = block_in_path(name.path) or name.part or name.path
+        block = block_in_path(name.path) or name.component or name.path
         return block, kind_in_path(name.path) or "other"

@@ -99,7 +99,7 @@ def _names(examined: Examination) -> list[str]:
 
 
 def _groups(examined: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
-    """Groups (label, colour, layers with their places): by kind for one adapter, else by adapter.
+    """Groups (label, colour, layers with their numbers): by kind for one adapter, else by adapter.
 
     Groups by adapter have no label: the legend of all charts names them.
     """
@@ -149,7 +149,7 @@ def _by_block(examined: Examination) -> Axes:
 def _boxes(
     heights: Mapping[int, float], left: float, width: float, bottoms: Mapping[int, float]
 ) -> list[Point]:
-    """Two corners of a box at each place."""
+    """Two corners of a box at each position."""
     corners: list[Point] = []
     for position, height in heights.items():
         bottom = bottoms.get(position, 0.0)

@@ -222,7 +222,7 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
         )
         chunks = joined.reshape(-1).split([tensor.numel() for tensor in own])
         for number, value, chunk in zip(numbers, own, chunks, strict=True):
-            # A part would keep all of them in memory.
+            # A chunk would keep all of them in memory.
             values[number] = (chunk.clone() if len(own) > 1 else chunk).reshape(value.shape)
     return values
 

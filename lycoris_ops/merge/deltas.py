@@ -24,7 +24,7 @@ ROWS = 512
 class Deltas:
     """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
-    `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters; () for their places.
+    `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters; () for their numbers.
     `entries` are their numbers among all that are merged.
     `seed` is for methods that draw random numbers: an adapter's numbers depend only on the seed, `layer` and
     its name, not on order, device or the other adapters. Everything is float32 on `device`, inner products

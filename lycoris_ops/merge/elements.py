@@ -59,7 +59,7 @@ def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
     """Keep the values of ranks `first` to `first + count` by size, rank 0 being the largest; the others
     become 0.
 
-    Among equal sizes the earlier places come first.
+    Among equal sizes the earlier values come first.
     """
     if first == 0 and count >= values.numel():
         return values
@@ -116,7 +116,7 @@ def _reached(
 
 
 def reduced(values: Sequence[Tensor], deltas: Deltas, options: Options) -> Tensor:
-    """`scale` times what `agreed` makes of the values H_i at each place and of the strengths w_i."""
+    """`scale` times what `agreed` makes of the values H_i at each position and of the strengths w_i."""
 
     def of(tile: list[Tensor]) -> Tensor:
         return options["scale"] * agreed(tile, deltas.strengths, options["consensus"])
@@ -125,7 +125,7 @@ def reduced(values: Sequence[Tensor], deltas: Deltas, options: Options) -> Tenso
 
 
 def agreed(values: Sequence[Tensor], strengths: Sequence[float], consensus: str) -> Tensor:
-    """For each place, one value of several H_i with strengths w_i.
+    """For each position, one value of several H_i with strengths w_i.
 
     "sum" is the sum of w_i H_i. All others add up only the w_i H_i whose vote v_i has the sign of the sum of
     the votes, and divide that by d:

@@ -127,11 +127,11 @@ class ChangedWeight:
 def places_of(entries: Sequence[Entry], base: Weights | None) -> tuple[list[ChangedWeight], dict[str, str]]:
     """What several adapters change, matched by the weights of a model, or without one by the layers' names.
 
-    Also returns the layers that have no place in the model, each with the reason and, where there are several
-    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model, and where
-    the adapters have no layer in common; LayerError for a layer of unknown or different shape, or one that
-    enlarges its weight; LycorisError without a base where the adapters name layers in different ways or have
-    block rules.
+    Also returns the layers that the model has no weight for, each with the reason and, where there are
+    several adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model, and
+    where the adapters have no layer in common; LayerError for a layer of unknown or different shape, or one
+    that enlarges its weight; LycorisError without a base where the adapters name layers in different ways or
+    have block rules.
     """
     return (_by_name(entries), {}) if base is None else _by_weight(entries, base)
 
@@ -155,8 +155,8 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
             )
         own: set[str | None] = set()
         for name, info in entry.adapter.info.items():
-            own.add(info.named.part)
-            found.setdefault((info.named.part, info.named.path.replace(".", "_")), []).append(
+            own.add(info.named.component)
+            found.setdefault((info.named.component, info.named.path.replace(".", "_")), []).append(
                 (number, name, info)
             )
         parts.append(own)
@@ -177,15 +177,15 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
 
 
 def _weight_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedWeight:
-    """The place that the layers of one name in several adapters change."""
+    """The weight that the layers of one name in several adapters change."""
     shapes: dict[Parameter, Shape] = {"weight": (), "bias": ()}
     matches: list[tuple[int, Match]] = []
     for number, name, info in same:
         entry = entries[number]
         if info.enlarges:
             raise _enlarges(entry.adapter, name)
-        strength = entry.strength_of(info.named.part)
-        target = Target(name, info.named.path, info.named.part)
+        strength = entry.strength_of(info.named.component)
+        target = Target(name, info.named.path, info.named.component)
         own: dict[Parameter, Extent] = {"weight": info.shape, "bias": info.bias or ()}
         for parameter, stored in own.items():
             if not stored or strength == 0.0:

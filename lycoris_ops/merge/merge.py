@@ -245,7 +245,7 @@ class _Merging:
             if self.entries[entry].rules is None:
                 return forms
             # Only the factor of the block rules: the adapter's own strength is applied later.
-            factor = deltas.strengths[at] / self.entries[entry].strength_of(place.target.part)
+            factor = deltas.strengths[at] / self.entries[entry].strength_of(place.target.component)
             return [form.times(factor) for form in forms]
 
         return self._change(place, own, pause)

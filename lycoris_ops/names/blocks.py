@@ -27,7 +27,7 @@ LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
 GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
 """Names of families that say nothing. The name of the module around the family is used instead."""
 WHOLE = {"unet": "unet", None: "unet", "te": "te"}
-"""The name that stands for all layers of a part of a model, by the part."""
+"""The name that stands for all layers of a component of a model, by the component."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 """A word for a layer outside attention and feed-forward, though it may contain their names: `attn_norm`."""
@@ -53,7 +53,7 @@ class Named(NamedTuple):
     block: str
     """Its block, under a name that no other block of the model has."""
     names: frozenset[str]
-    """Short names, in small letters: of its blocks, its part of the model and its role in its block."""
+    """Short names, in small letters: of its blocks, its component of the model and its role in its block."""
     paths: tuple[str, ...]
     """Its name and path, in small letters. Beginnings of these name it too."""
     family: str = ""
@@ -68,8 +68,8 @@ class Named(NamedTuple):
         return next((int(end) for end in ends if end.isdigit()), None)
 
 
-class _Place(NamedTuple):
-    """Where a path is among the families of its part of the model."""
+class _Position(NamedTuple):
+    """Where a path is among the families of its component of the model."""
 
     family: str
     """The full path of the family; "" for none."""
@@ -85,8 +85,8 @@ class Blocks:
         self.targets = targets
         paths: dict[tuple[str | None, str | None], list[str]] = {}
         for target in targets.all:
-            paths.setdefault((target.part, target.encoder), []).append(target.path)
-        self._parts = {component: _Part(of_part) for component, of_part in paths.items()}
+            paths.setdefault((target.component, target.encoder), []).append(target.path)
+        self._components = {component: _Component(of_part) for component, of_part in paths.items()}
         self._numbers: dict[str, list[int]] = {}
         for number in range(1, 5):
             encoder = targets.encoder_of(number)
@@ -114,7 +114,7 @@ class Blocks:
         members: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
         for target, named in zip(self.targets.all, self.layers, strict=True):
-            of_text = target.part == "te"
+            of_text = target.component == "te"
             group = named.block.partition(".")[0] if of_text else named.family or named.block
             together.setdefault(named.block, (of_text, group))
             members.setdefault(named.block, []).append(named)
@@ -126,7 +126,7 @@ class Blocks:
         return {block: members[block] for block in sorted(members, key=order)}
 
     @cached_property
-    def places(self) -> Mapping[str, int]:
+    def positions(self) -> Mapping[str, int]:
         """The position of each block in the model's order."""
         return {block: number for number, block in enumerate(self.members)}
 
@@ -141,14 +141,14 @@ class Blocks:
         return tuple(sorted(number for number in numbers if number is not None))
 
     def _name(self, target: Target) -> Named:
-        component = self._parts[target.part, target.encoder]
-        outermost = component.place(target.path)
+        component = self._components[target.component, target.encoder]
+        outermost = component.position(target.path)
         family = component.short.get(outermost.family, "")
         numbers = outermost.numbers[:1] if outermost.family in SHORT else outermost.numbers
         if family == "mid":
             numbers = ()
-        names = {WHOLE[target.part]}
-        if target.part == "te":
+        names = {WHOLE[target.component]}
+        if target.component == "te":
             roots = [target.encoder or "te", "te"]
             roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
             names.update(roots)
@@ -172,14 +172,14 @@ class Blocks:
         if family:
             names.update(_elements(outermost.rest))
         names.update(_kinds(target, self.targets.shape_of(target)))
-        if target.part != "te" and (signal := component.signals.get(target.path)):
+        if target.component != "te" and (signal := component.signals.get(target.path)):
             names.add(signal)
-        full = host_name(target.path, target.part or "unet", target.encoder)
+        full = host_name(target.path, target.component or "unet", target.encoder)
         paths = (full, target.path) if component.is_clear(outermost) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
         return Named(block, frozenset(name.lower() for name in names), tuple(lower), family, numbers)
 
-    def _alone(self, component: _Part, outermost: _Place) -> str:
+    def _alone(self, component: _Component, outermost: _Position) -> str:
         """The block of a diffusion model's layer that is in no family."""
         alone = component.alone(outermost.rest)
         if alone in self.targets.encoders:
@@ -188,8 +188,8 @@ class Blocks:
         return alone if component.is_clear(outermost) else host_name(alone, "unet")
 
 
-class _Part:
-    """The families of blocks in one part of a model: in the diffusion model, or in one text encoder."""
+class _Component:
+    """The families of blocks in one component of a model: in the diffusion model, or in one text encoder."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = paths
@@ -241,13 +241,13 @@ class _Part:
     def _ancestors(self) -> frozenset[str]:
         return frozenset(start for family in self.families for start in _starts(family.split(".")))
 
-    def place(self, path: str) -> _Place:
+    def position(self, path: str) -> _Position:
         outermost = _outermost(path)
         if outermost and outermost.family in self.families:
             return outermost
-        return _Place("", (), tuple(path.split(".")))
+        return _Position("", (), tuple(path.split(".")))
 
-    def is_clear(self, outermost: _Place) -> bool:
+    def is_clear(self, outermost: _Position) -> bool:
         """Whether a path cannot be mistaken for a block's short name, as a UNet's last layer `out.2` can."""
         first = outermost.family.partition(".")[0] if outermost.family else outermost.rest[0]
         return first not in self._foreign
@@ -257,7 +257,7 @@ class _Part:
         return next((start for start in _starts(words) if start not in self._ancestors), ".".join(words))
 
 
-def _outermost(path: str) -> _Place | None:
+def _outermost(path: str) -> _Position | None:
     """The words of a path before, in and after its outermost numbers."""
     words = path.split(".")
     for first in range(1, len(words)):
@@ -267,7 +267,7 @@ def _outermost(path: str) -> _Place | None:
         while end < len(words) and words[end].isdigit():
             end += 1
         numbers = tuple(int(NUMBER.sub(r"\1", word)) for word in words[first:end])
-        return _Place(".".join(words[:first]), numbers, tuple(words[end:]))
+        return _Position(".".join(words[:first]), numbers, tuple(words[end:]))
     return None
 
 

@@ -17,8 +17,8 @@ SIDES = ("down_blocks.", "up_blocks.")
 """The two sides of a diffusers UNet. In a VAE they are inside its encoder and decoder."""
 
 
-def diffusers_part(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
-    """The part of a pipeline that a model is, and the prefix of its keys.
+def diffusers_component(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
+    """The component of a pipeline that a model is, and the prefix of its keys.
 
     That is ("unet", "unet.") for the keys of a UNet with its prefix, and ("transformer", "") for those of a
     transformer without one. None for keys in another layout, even of a model that diffusers has too.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..maths.shapes import Shape
-from .architectures.notation import Place, Places, qkv_ends
+from .architectures.notation import Slice, Slices, qkv_ends
 
 PROJECTIONS = (
     ("q", "k", "v"),
@@ -49,12 +49,12 @@ IN_LIST = "to_out.0"
 """The output layer of attention where it is in a list with a dropout."""
 
 
-def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """The usual names of a model's fused and split layers, with their places.
+def fallback(shapes: Mapping[str, Shape]) -> dict[str, Slices]:
+    """The usual names of a model's fused and split layers, with their slices.
 
     Paths that the model has itself are left out, and so are names with two meanings.
     """
-    names: dict[str, set[Places]] = {}
+    names: dict[str, set[Slices]] = {}
     for parent, children in _families(shapes).items():
         for projections, fusions in FUSIONS:
             if children.issuperset(projections):
@@ -65,7 +65,7 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
             # Both names mean one layer. diffusers has it in a list with a dropout; some tools leave out the
             # index.
             written, other = ("to_out", IN_LIST) if "to_out" in children else (IN_LIST, "to_out")
-            names.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
+            names.setdefault(f"{parent}{other}", set()).add((Slice(f"{parent}{written}"),))
     return {
         name: next(iter(meanings))
         for name, meanings in names.items()
@@ -91,10 +91,10 @@ def _join(
     parent: str,
     projections: tuple[str, ...],
     fusions: tuple[str, ...],
-    names: dict[str, set[Places]],
+    names: dict[str, set[Slices]],
 ) -> None:
     """Enter the fused names of layers that the model has separately."""
-    targets = tuple(Place(f"{parent}{projection}") for projection in projections)
+    targets = tuple(Slice(f"{parent}{projection}") for projection in projections)
     # In cross-attention keys and values can have other inputs than queries. Such layers cannot be fused.
     columns = {shapes[target.path][1:] for target in targets}
     if len(columns) > 1 or () in columns:
@@ -108,7 +108,7 @@ def _split(
     parent: str,
     projections: tuple[str, ...],
     fused: list[str],
-    names: dict[str, set[Places]],
+    names: dict[str, set[Slices]],
 ) -> None:
     """Enter the names of the parts of the one fused layer below a parent."""
     # With two fused layers it is ambiguous which one a part belongs to.
@@ -117,7 +117,7 @@ def _split(
     path = f"{parent}{fused[0]}"
     ends = _ends(shapes, parent, path, len(projections))
     for projection, first, end in zip(projections, (0, *ends), ends, strict=False):
-        names.setdefault(f"{parent}{projection}", set()).add((Place(path, (first, end)),))
+        names.setdefault(f"{parent}{projection}", set()).add((Slice(path, (first, end)),))
 
 
 def _ends(shapes: Mapping[str, Shape], parent: str, path: str, count: int) -> tuple[int, ...]:

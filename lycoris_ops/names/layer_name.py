@@ -38,9 +38,9 @@ class LayerName(NamedTuple):
         return cls(text, None, Prefix(""), text)
 
     @property
-    def part(self) -> Component | None:
-        """The part of a model that the layer is in; None where the name does not say it."""
-        return self.prefix.part
+    def component(self) -> Component | None:
+        """The component of a model that the layer is in; None where the name does not say it."""
+        return self.prefix.component
 
     @property
     def encoder(self) -> int | None:

@@ -1,4 +1,4 @@
-"""All names of the layers in one part of a model: its own, other tools', and those of usual fusions."""
+"""All names of the layers in one component of a model: its own, other tools', and those of usual fusions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from ..maths.shapes import Shape
-from .architectures import Place, Places, recognise
+from .architectures import Slice, Slices, recognise
 from .architectures.notation import Model
 from .fused_attention import fallback
 
 LONG = 256
 """Characters of the longest path that has other names than its own. Real ones have about 100."""
 
-Names = Mapping[str, Places]
-"""Names of layers, each with the places in the model that it means."""
+Names = Mapping[str, Slices]
+"""Names of layers, each with the slices of the model that it means."""
 
 
 class Layers:
-    """The layers of one part of a model, by the shapes of their weights. The model is recognised once."""
+    """The layers of one component of a model, by the shapes of their weights. The model is recognised
+    once."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
@@ -38,7 +39,7 @@ class Layers:
 
     def own(self) -> Names:
         """The paths that the model itself has."""
-        return {path: (Place(path),) for path in self.shapes}
+        return {path: (Slice(path),) for path in self.shapes}
 
     def diffusers(self) -> Names:
         """The paths in diffusers' model; empty for a model that diffusers does not have."""

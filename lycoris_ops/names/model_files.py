@@ -14,8 +14,9 @@ from .targets import Targets, host_name
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
     """The keys and shapes of a model in one or several files. Only the headers are read.
 
-    Each is a safetensors file, the index of several, or the folder of either. A file of one part of a model
-    often has keys without a prefix. With several files, such keys get the host's prefix of their part.
+    Each is a safetensors file, the index of several, or the folder of either. A file of one component of a
+    model often has keys without a prefix. With several files, such keys get the host's prefix of their
+    component.
 
     Raises MatchError where two files hold the same layer, FileFormatError for a file of another kind.
     """
@@ -40,9 +41,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
 
 
 def _prefix(targets: Targets) -> str:
-    """The host's prefix for the part of a model that a file holds; "" for several parts or an unknown one."""
-    if len(targets.parts) > 1:
+    """The host's prefix for the component of a model that a file holds; "" for several components or an
+    unknown one."""
+    if len(targets.components) > 1:
         return ""
-    if None in targets.parts:
+    if None in targets.components:
         return host_name("", "unet")
     return host_name("", "te", *targets.encoders) if len(targets.encoders) == 1 else ""

@@ -23,7 +23,7 @@ WIDE = "transformer.resblocks.0.attn.out_proj.weight"
 EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
 
 
-def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
+def slices(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
     """The layers of transformers' text model that a weight of OpenCLIP holds: paths and rows (None: all).
 
     `key` is without the prefix that it has in a checkpoint. The result is empty if no layer is known

@@ -17,15 +17,15 @@ from itertools import chain, islice, product
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape
 from .dialects import Component, write_of
-from .dialects.pipelines import UNET, Parts
+from .dialects.pipelines import UNET, Components
 from .fronts import is_of_encoder, shared_fronts
 from .layer_name import LayerName
 from .layouts import LONG, Layers, Names
 from .targets import IN_PROJ, Span, Target, Targets
 
 RIVALS = 32
-"""How many meanings of one name are kept. Even two are an error, unless they are in different parts of the
-model, and no model has this many parts."""
+"""How many meanings of one name are kept. Even two are an error, unless they are in different components of
+the model, and no model has this many components."""
 SHORTLIST = 64
 """How many names are compared letter by letter with a missing name: those with the most similar words."""
 COMPARED = 160
@@ -50,7 +50,7 @@ _Index = dict[str, list[Meaning]]
 
 
 @dataclass(frozen=True)
-class Placed:
+class LookedUp:
     """The names of an adapter's layers, and what each of them means in a model: looked up once."""
 
     named: Mapping[str, LayerName]
@@ -63,11 +63,11 @@ class Placed:
     """The text before the names that is no part of them, see `fronts`; "" for none."""
 
     @classmethod
-    def of(cls, names: Iterable[LayerName], relation: Relation | None) -> Placed:
+    def of(cls, names: Iterable[LayerName], relation: Relation | None) -> LookedUp:
         named = {name.text: name for name in names}
         return cls(named) if relation is None else cls(named, relation, *relation.look_up(named.values()))
 
-    def places(self, file: str, layers: Iterable[str] | None = None) -> dict[str, Meaning]:
+    def targets(self, file: str, layers: Iterable[str] | None = None) -> dict[str, Meaning]:
         """The one meaning of each name, () where there is none. Raises MatchError for rivals.
 
         file: the adapter's file, for the error. layers: only these, all where None.
@@ -125,7 +125,7 @@ class Relation:
                 # PEFT adapts it under the name of the attention.
                 _enter(index, target.path.removesuffix(IN_PROJ), (target,))
             for root in ENCODER_ROOTS:
-                if target.part == "te" and target.path.startswith(root):
+                if target.component == "te" and target.path.startswith(root):
                     _enter(index, target.path.removeprefix(root), (target,))
         if layers := self.targets.layers.get(UNET):
             self._enter_all(index, UNET, layers.diffusers())
@@ -141,7 +141,7 @@ class Relation:
         return index
 
     def _enter_all(self, index: _Index, component: str, names: Names) -> None:
-        members = self.targets.by_part[component]
+        members = self.targets.by_component[component]
         for name, targets_named in names.items():
             for targets in islice(
                 product(*(members[target_named.path] for target_named in targets_named)), RIVALS
@@ -170,7 +170,9 @@ class Relation:
             if candidates is None:
                 continue
             matching = [
-                targets for targets in candidates if name.part is None or targets[0].part in (name.part, None)
+                targets
+                for targets in candidates
+                if name.component is None or targets[0].component in (name.component, None)
             ]
             if name.encoder is not None:
                 matching = self._first(name.encoder, matching)
@@ -205,15 +207,15 @@ class Relation:
         Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
         `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning
         with it, and more than half have exactly one without it. Where two fronts give a layer two meanings,
-        neither counts. The part of the model that a name states still holds: a text encoder's layer never
-        means a layer of a diffusion model.
+        neither counts. The component of the model that a name states still holds: a text encoder's layer
+        never means a layer of a diffusion model.
 
-        Layers of a part of the model that is not here do not count.
+        Layers of a component of the model that is not here do not count.
         """
         here = [
             name
             for name in candidates
-            if candidates[name] or (len(name.text) <= LONG and self.targets.has_part(name))
+            if candidates[name] or (len(name.text) <= LONG and self.targets.has_component(name))
         ]
         missing = [name for name in here if not candidates[name]]
         if 2 * len(missing) <= len(here):
@@ -247,9 +249,9 @@ class Relation:
         """What a layer's name means without a front, see `meanings`; () if it does not begin with that."""
         if not front or not name.text.startswith(front):
             return ()
-        component: Component | None = "te" if is_of_encoder(front) else name.part
+        component: Component | None = "te" if is_of_encoder(front) else name.component
         candidates = self.find(name.text[len(front) :])
-        return tuple(targets for targets in candidates if component in (None, targets[0].part))
+        return tuple(targets for targets in candidates if component in (None, targets[0].component))
 
     def nearest(self, name: LayerName) -> str | None:
         """The layer here whose name is most similar to one that was not found; None where none is similar."""
@@ -261,7 +263,10 @@ class Relation:
             known
             for known, (of_name, candidates) in self._words.items()
             if not words.isdisjoint(of_name)
-            and (name.part is None or any(targets[0].part in (name.part, None) for targets in candidates))
+            and (
+                name.component is None
+                or any(targets[0].component in (name.component, None) for targets in candidates)
+            )
         ]
         # The names whose words differ least from those of the missing name.
         near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
@@ -291,7 +296,7 @@ class Relation:
         lokr = lokr and write_of(dialect).lokr is not None and not self.targets.in_diffusers
         if (dialect, lokr) not in self._written:
             names = Written(self.targets, dialect, lokr=lokr)
-            plain = lokr and not names.in_part(UNET)
+            plain = lokr and not names.in_component(UNET)
             self._written[dialect, lokr] = self.written(dialect) if plain else names
         return self._written[dialect, lokr]
 
@@ -300,17 +305,18 @@ class Relation:
 class Spelled:
     """A name that a dialect writes, and the rows of the model that it means.
 
-    PEFT and LyCORIS do not write the part of the model, so layers of two parts can have the same name.
+    PEFT and LyCORIS do not write the component of the model, so layers of two components can have the same
+    name.
     """
 
-    part: str
-    """The part of the model: `unet` or a text encoder."""
+    component: str
+    """The component of the model: `unet` or a text encoder."""
     prefix: str
     path: str
     """The name without the prefix."""
-    places: Meaning
+    targets: Meaning
     spans: tuple[Span, ...]
-    """The rows that the places are."""
+    """The rows that the targets are."""
     shape: Shape
     """The shape of the named layer's weight. A weight of unknown shape counts as one row."""
 
@@ -328,12 +334,12 @@ class Written:
         # For each weight, the names that mean rows of it. An entry is such a name, a row of the layer of that
         # name, and the rows of the weight that begin at this row.
         self._known_by: dict[str, list[tuple[Spelled, int, Rows]]] = {}
-        write, components = write_of(dialect), Parts(targets.layers, targets.in_diffusers)
+        write, components = write_of(dialect), Components(targets.layers, targets.in_diffusers)
         # A model in diffusers' own layout already has the paths that diffusers and PEFT write.
         layout = Layers.own if targets.in_diffusers else (write.lokr if lokr else None) or write.layout
         for component, layers in targets.layers.items():
             prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(component, components)
-            members = targets.by_part[component]
+            members = targets.by_component[component]
             # The host's text encoders have the paths of transformers, which all tools write.
             for path, targets_of_name in (layout if component == UNET else Layers.own)(layers).items():
                 targets_meant = tuple(
@@ -355,9 +361,9 @@ class Written:
         """The rows for just which there is a name."""
         return frozenset(name.spans for name in self._all)
 
-    def in_part(self, component: str) -> list[Spelled]:
-        """The names in a part of the model."""
-        return [name for name in self._all if name.part == component]
+    def in_component(self, component: str) -> list[Spelled]:
+        """The names in a component of the model."""
+        return [name for name in self._all if name.component == component]
 
     def meeting(self, span: Span) -> list[tuple[Spelled, int, Rows]]:
         """The names that mean some of these rows: each with the first of its layer's rows, and the rows."""

@@ -1,4 +1,5 @@
-"""The weights of a model or checkpoint that layers can change: in which part each is, and its path there.
+"""The weights of a model or checkpoint that layers can change: in which component each is, and its path
+there.
 
 `relation.Relation` finds them by the names in adapter files.
 """
@@ -17,7 +18,7 @@ from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
 from .architectures import recognise
 from .dialects import Component
-from .diffusers_models import diffusers_part
+from .diffusers_models import diffusers_component
 from .fronts import shared_fronts
 from .layer_name import LayerName
 from .layouts import LONG, Layers
@@ -50,7 +51,7 @@ OPEN_CLIP_WRAPPERS = {
     "conditioner.embedders.0.model.": "clip_g",
     "cond_stage_model.model.": "clip_h",
 }
-"""The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates.
+"""The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.slices` translates.
 
 These names are used if the width of the encoder is not in `CLIP_WIDTHS`.
 """
@@ -83,7 +84,8 @@ FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 
 
 def host_name(path: str, component: Component | None, encoder: str | None = None) -> str:
-    """The host's name of a layer, by its path in a part of the model; the path alone if no part is known."""
+    """The host's name of a layer, by its path in a component of the model; the path alone if no component is
+    known."""
     if component == "unet":
         return f"diffusion_model.{path}"
     return f"{encoder}.{HOST_ENCODER}{path}" if encoder else path
@@ -95,8 +97,8 @@ class Target(NamedTuple):
     key: str
     """Its key in the model or checkpoint."""
     path: str
-    """Its path in its part of the model, without the part's prefix and `.weight`."""
-    part: Component | None
+    """Its path in its component of the model, without the component's prefix and `.weight`."""
+    component: Component | None
     """The diffusion model or a text encoder; None where the keys of a file do not say which."""
     encoder: str | None = None
     """The host's name of the text encoder, such as `clip_l`; None outside one, or where it is not known."""
@@ -109,14 +111,14 @@ class Target(NamedTuple):
     def name(self) -> str:
         """The host's name of the layer, the same for a loaded model and for a checkpoint file.
 
-        Where the keys of a file do not say which part of a model they belong to, it is the path alone.
+        Where the keys of a file do not say which component of a model they belong to, it is the path alone.
         """
-        return host_name(self.path, self.part, self.encoder)
+        return host_name(self.path, self.component, self.encoder)
 
     @property
     def within(self) -> str:
-        """The part of the model: `unet`, or a text encoder by the host's name, `te` if it has none."""
-        return self.encoder or self.part or "unet"
+        """The component of the model: `unet`, or a text encoder by the host's name, `te` if it has none."""
+        return self.encoder or self.component or "unet"
 
     def taking(self, rows: Rows | None) -> Target:
         """Some rows of the target, counted in the target, which may itself be rows of a weight."""
@@ -140,22 +142,23 @@ class Targets:
         self.shapes = shapes
         bare, clips = _bare(shapes), _open_clips(shapes)
         self.in_diffusers = bare.in_diffusers
-        """The part of a pipeline, `unet` or `transformer`, if the keys are those of diffusers' own model."""
+        """The component of a pipeline, `unet` or `transformer`, if the keys are those of diffusers' own
+        model."""
         self.all = tuple(
             target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare, clips)
         )
 
     @cached_property
     def adaptable(self) -> tuple[Target, ...]:
-        """The targets in the parts of a model that adapters change.
+        """The targets in the components of a model that adapters change.
 
-        If some keys state their part, all others belong to other parts: in a file they are the VAE's, in a
-        loaded model they are tables for sampling.
+        If some keys state their component, all others belong to other ones: in a file they are the VAE's, in
+        a loaded model they are tables for sampling.
         """
-        return tuple(target for target in self.all if target.part is not None) or self.all
+        return tuple(target for target in self.all if target.component is not None) or self.all
 
     @cached_property
-    def by_part(self) -> Mapping[str, Mapping[str, Sequence[Target]]]:
+    def by_component(self) -> Mapping[str, Mapping[str, Sequence[Target]]]:
         """The targets by path, of the diffusion model and each text encoder, see `Target.within`.
 
         A path has several targets where a file holds weights twice, with and without a wrapper.
@@ -167,30 +170,30 @@ class Targets:
 
     @cached_property
     def layers(self) -> Mapping[str, Layers]:
-        """The layers of each of these parts with all their names."""
+        """The layers of each of these components with all their names."""
         return {
             component: Layers({path: self.shape_of(targets[0]) for path, targets in members.items()})
-            for component, members in self.by_part.items()
+            for component, members in self.by_component.items()
         }
 
     @cached_property
-    def parts(self) -> frozenset[Component | None]:
-        """The parts of a model that are here; None stands for keys that do not say their part."""
-        return frozenset(target.part for target in self.all)
+    def components(self) -> frozenset[Component | None]:
+        """The components of a model that are here; None stands for keys that do not say their component."""
+        return frozenset(target.component for target in self.all)
 
     @cached_property
     def encoders(self) -> frozenset[str]:
         """The host's names of the text encoders that are here."""
         return frozenset(target.encoder for target in self.all if target.encoder)
 
-    def has_part(self, name: LayerName) -> bool:
-        """Whether the part of a model that a layer's name states is here; True where it states none."""
-        if name.part is None:
+    def has_component(self, name: LayerName) -> bool:
+        """Whether the component of a model that a layer's name states is here; True where it states none."""
+        if name.component is None:
             return True
         if name.encoder is not None and self.encoders:
             return self.encoder_of(name.encoder) is not None
-        # Keys that do not state their part belong to a diffusion model's own file.
-        return name.part in self.parts or (name.part == "unet" and None in self.parts)
+        # Keys that do not state their component belong to a diffusion model's own file.
+        return name.component in self.components or (name.component == "unet" and None in self.components)
 
     def rank(self, number: int, encoder: str | None) -> int | None:
         """An encoder's rank among those that a number can mean, from 0; None if the number cannot mean it.
@@ -231,7 +234,7 @@ class Targets:
         return tuple((target.key, target.rows or (0, shape[0] if shape else 1)) for target, shape in shapes)
 
     def windows(self, targets: Sequence[Target]) -> list[Rows | None]:
-        """The rows of a layer for each of its places, from the first row on; None for a single place."""
+        """The rows of a layer for each of its targets, from the first row on; None for a single target."""
         if len(targets) == 1:
             return [None]
         ends = list(accumulate(end - first for _, (first, end) in self.spans(targets)))
@@ -267,10 +270,11 @@ def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
 
 @dataclass(frozen=True)
 class _Bare:
-    """The part of a model that keys without a known wrapper belong to, inferred from all keys of a file."""
+    """The component of a model that keys without a known wrapper belong to, inferred from all keys of a
+    file."""
 
     wrapper: str = ""
-    part: Component | None = None
+    component: Component | None = None
     encoder: str | None = None
     in_diffusers: str | None = None
     """See `Targets.in_diffusers`."""
@@ -281,16 +285,16 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)
     marks = [key for key in shapes if BARE_ENCODER.match(key)]
-    if part_and_front := diffusers_part(shapes):
+    if part_and_front := diffusers_component(shapes):
         component, front = part_and_front
         return _Bare(front, "unet" if front else None, in_diffusers=component)
     if not marks:
         return _Bare(_wrapper(shapes))
     if any(key.startswith("encoder.block.") for key in marks):
-        return _Bare(part="te", encoder="t5xxl")
+        return _Bare(component="te", encoder="t5xxl")
     # The input of a feed-forward is as wide as the model.
     widths = (shapes[key][-1] for key in marks if key.endswith("mlp.fc1.weight") and shapes[key])
-    return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
+    return _Bare(component="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
 
 
 def _wrapper(shapes: Mapping[str, Shape]) -> str:
@@ -337,11 +341,11 @@ def _targets(
     """The targets in the weight of a key: mostly one.
 
     A fused weight of OpenCLIP holds three. A bias holds none, nor does a key of OpenCLIP that
-    `open_clip.places` does not know. clips: see `_open_clips`.
+    `open_clip.slices` does not know. clips: see `_open_clips`.
     """
     if key.startswith(_OPEN_CLIP):
         wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
-        ranges = open_clip.places(key.removeprefix(wrapper), shape)
+        ranges = open_clip.slices(key.removeprefix(wrapper), shape)
         bias, encoder = _bias_of(key, shapes), clips[wrapper]
         return [Target(key, path, "te", encoder, rows, bias) for path, rows in ranges]
     if key.endswith(BIAS):
@@ -357,7 +361,7 @@ def _targets(
     encoder, _, inner = path.removeprefix(HOST_ENCODERS).partition(".")
     if inner.startswith(HOST_ENCODER) and encoder.replace("_", "a").isalnum():
         return [Target(key, inner.removeprefix(HOST_ENCODER), "te", encoder, bias=bias)]
-    return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder, bias=bias)]
+    return [Target(key, path.removeprefix(bare.wrapper), bare.component, bare.encoder, bias=bias)]
 
 
 def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:

@@ -23,7 +23,7 @@ from ..maths.shapes import Extent, Rows, Shape
 from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName
-from .relation import Meaning, Placed, Relation, Spelled, Written
+from .relation import LookedUp, Meaning, Relation, Spelled, Written
 from .targets import Targets
 
 
@@ -71,8 +71,9 @@ class LayerToWrite:
 
     named: LayerName
     pieces: tuple[Piece, ...]
-    part: str | None
-    """The part of the model: `unet` or a text encoder; None where neither the name nor a model says it."""
+    component: str | None
+    """The component of the model: `unet` or a text encoder; None where neither the name nor a model says
+    it."""
     shape: Shape | None = None
     """Its weight's shape in the model; None where it is one of the adapter's layers unchanged."""
     takes_lokr: bool = False
@@ -89,20 +90,20 @@ class LayerToWrite:
 
 
 def plan_names(
-    layers: Mapping[str, Sized], dialect: str | None, placed: Placed, file: str
+    layers: Mapping[str, Sized], dialect: str | None, looked_up: LookedUp, file: str
 ) -> list[LayerToWrite]:
     """The layers to write for all layers of an adapter.
 
-    layers: the adapter's layers by name. placed: what their names mean, if the model that the adapter is for
-    is given. file: the adapter's file, for errors. dialect: None leaves the names as they are.
+    layers: the adapter's layers by name. looked_up: what their names mean, if the model that the adapter is
+    for is given. file: the adapter's file, for errors. dialect: None leaves the names as they are.
 
     Raises MatchError where a name cannot be translated without a model; where the model has no layer of that
     name, several of them, or one of another shape; where the dialect has no name for the layer; and where two
     layers would get one name or change the same rows.
     """
     if dialect is None:
-        return [_as_one(placed.named[name], name, placed) for name in layers]
-    relation = placed.relation
+        return [_as_one(looked_up.named[name], name, looked_up) for name in layers]
+    relation = looked_up.relation
     lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
     if lokr and (relation is None or relation.written(dialect, lokr=True) is relation.written(dialect)):
         # LoKr layers are named like all others.
@@ -110,12 +111,12 @@ def plan_names(
     planned: list[LayerToWrite] = []
     through: dict[str, Meaning] = {}
     # diffusers reads LoKr under names that depend on the whole file, so even its own names may change.
-    kept = {name for name in layers if name not in lokr and _is_kept(placed.named[name], dialect)}
-    places_of = placed.places(file, [name for name in layers if name not in kept])
+    kept = {name for name in layers if name not in lokr and _is_kept(looked_up.named[name], dialect)}
+    places_of = looked_up.targets(file, [name for name in layers if name not in kept])
     for name, layer in layers.items():
-        said = placed.named[name]
+        said = looked_up.named[name]
         if name in kept:
-            planned.append(_as_one(said, name, placed))
+            planned.append(_as_one(said, name, looked_up))
         elif (targets := places_of[name]) and relation is not None:
             _check_fit(file, name, layer, targets, relation.targets)
             through[name] = targets
@@ -123,7 +124,7 @@ def plan_names(
             renamed = write_of(dialect).renamed(said.dialect, said.prefix, said.path)
             if renamed is None:
                 raise _needs_model(file, said, dialect, relation)
-            planned.append(_as_one(LayerName.of(renamed), name, placed))
+            planned.append(_as_one(LayerName.of(renamed), name, looked_up))
     if relation is not None and through:
         names, fused = relation.written(dialect), relation.written(dialect, lokr=bool(lokr))
         of_lokr = {name: targets for name, targets in through.items() if name in lokr}
@@ -133,14 +134,14 @@ def plan_names(
         spans = [relation.targets.spans(targets) for targets in of_lokr.values()]
         best = max((names, fused), key=lambda names: sum(name in names.exactly for name in spans))
         found_lokr = _Regrouping(relation, best, file).of(of_lokr)
-        planned += [replace(each, takes_lokr=each.part == UNET) for each in found_lokr]
+        planned += [replace(each, takes_lokr=each.component == UNET) for each in found_lokr]
     _check_distinct(planned, file, dialect)
     return planned
 
 
-def _as_one(written: LayerName, name: str, placed: Placed) -> LayerToWrite:
+def _as_one(written: LayerName, name: str, looked_up: LookedUp) -> LayerToWrite:
     """A layer of the adapter under this name, whole."""
-    return LayerToWrite(written, (Piece(name),), _part(placed.named[name]))
+    return LayerToWrite(written, (Piece(name),), _component(looked_up.named[name]))
 
 
 def _is_kept(said: LayerName, dialect: str) -> bool:
@@ -150,10 +151,10 @@ def _is_kept(said: LayerName, dialect: str) -> bool:
     return said.dialect == dialect and (not isinstance(written, str) or said.prefix.text == written)
 
 
-def _part(said: LayerName) -> str | None:
-    """The part of a model that a name states; None where it states none."""
-    if said.part != "te":
-        return said.part
+def _component(said: LayerName) -> str | None:
+    """The component of a model that a name states; None where it states none."""
+    if said.component != "te":
+        return said.component
     return f"text encoder {said.path.partition('.')[0] if said.encoder is None else said.encoder}"
 
 
@@ -174,10 +175,10 @@ def _needs_model(file: str, said: LayerName, dialect: str, relation: Relation | 
         f"the model has no layer {name}, so it cannot be written as {dialect}",
         file=file,
         key=name,
-        got=", ".join(sorted(filter(None, (*targets.parts, *targets.encoders)))) or "an unknown model",
+        got=", ".join(sorted(filter(None, (*targets.components, *targets.encoders)))) or "an unknown model",
         expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
         hint="The adapter was made for another model"
-        if targets.has_part(said)
+        if targets.has_component(said)
         else "Give every part that the adapter changes: the diffusion model and the text encoders",
     )
 
@@ -213,12 +214,12 @@ def _check_distinct(planned: Iterable[LayerToWrite], file: str, dialect: str) ->
                 key=layer.name,
                 got=" and ".join((*other.sources, *layer.sources)),
                 expected="a dialect that keeps the parts of a model apart",
-                hint=f"Write it as {either([d for d in WRITES if d != dialect and _says_parts(d)])}",
+                hint=f"Write it as {either([d for d in WRITES if d != dialect and _says_components(d)])}",
             )
 
 
-def _says_parts(dialect: str) -> bool:
-    """Whether the names of a dialect say the part of the model."""
+def _says_components(dialect: str) -> bool:
+    """Whether the names of a dialect say the component of the model."""
     return not isinstance(write_of(dialect).prefix, str)
 
 
@@ -232,7 +233,7 @@ class _Regrouping:
     """The adapter's file, for errors."""
 
     def of(self, layers: Mapping[str, Meaning]) -> list[LayerToWrite]:
-        """The layers to write for these, given the places of each in the model.
+        """The layers to write for these, given the targets of each in the model.
 
         Raises MatchError as `plan_names` does.
         """
@@ -263,8 +264,8 @@ class _Regrouping:
         joined = _joined(ordered)
         # All rows of one layer, in its own order: it is written unchanged, whatever its kind.
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
-            return LayerToWrite(name, (Piece(joined[0].layer),), written.part)
-        unknown = [target.path for target in written.places if not self.relation.targets.shape_of(target)]
+            return LayerToWrite(name, (Piece(joined[0].layer),), written.component)
+        unknown = [target.path for target in written.targets if not self.relation.targets.shape_of(target)]
         for before, after in pairwise(joined):
             if before.at + before.size > after.at:
                 raise MatchError(
@@ -282,20 +283,21 @@ class _Regrouping:
                 got=f"no shape of {unknown[0]}",
                 expected="the model's keys with their shapes, as `read_shapes` gives them",
             )
-        return LayerToWrite(name, tuple(joined), written.part, written.shape)
+        return LayerToWrite(name, tuple(joined), written.component, written.shape)
 
     def _found_again(self, written: Spelled, layer: str) -> LayerName:
         """The written name. Raises MatchError unless a reader finds the same rows of the model under it."""
         name = LayerName.of(written.name)
         candidates = [self.relation.targets.spans(targets) for targets in self.relation.meanings(name)]
-        # If the dialect does not name the part of the model, layers of other parts may share the name.
-        if written.spans not in candidates or (len(candidates) > 1 and _says_parts(self.names.dialect)):
+        # If the dialect does not name the component of the model, layers of other components may share the
+        # name.
+        if written.spans not in candidates or (len(candidates) > 1 and _says_components(self.names.dialect)):
             raise MatchError(
                 f"the layer's name in {self.names.dialect} would not be read back as this layer of the model",
                 file=self.file,
                 key=layer,
                 got=written.name,
-                expected=written.places[0].name,
+                expected=written.targets[0].name,
                 hint=_another(self.names.dialect),
             )
         return name

@@ -128,10 +128,10 @@ class ConfigFile:
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
-    """The configurations in diffusers' metadata, by the part of the pipeline: `unet`, `text_encoder`.
+    """The configurations in diffusers' metadata, by the component of the pipeline: `unet`, `text_encoder`.
 
     `text` is the value of `METADATA_KEY`, and `path` the file for errors. It is one flat JSON table, in which
-    each key begins with its part: `unet.lora_alpha`. Keys without a part are under "" in the result. Raises
+    each key begins with its component: `unet.lora_alpha`. Keys without one are under "" in the result. Raises
     FileFormatError where the table cannot be followed.
     """
     file = f"{path} ({METADATA_KEY})"
@@ -139,7 +139,7 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     for key, value in parsed(text, file).items():
         component, _, name = key.rpartition(".")
         components.setdefault(component, {})[name] = value
-    # A part is recognised by its rank, which every configuration of diffusers has.
+    # A component is recognised by its rank, which every configuration of diffusers has.
     tables = {component: table for component, table in components.items() if "r" in table}
     if not tables or len(tables) > MOST_PARTS:
         raise unreadable(

@@ -348,9 +348,9 @@ class RankedConfig(Config[W]):
         other = cls.alpha_name not in fields and "alpha" in fields
         config = cls(
             path=fields.file,
-            r=fields.whole("r", low=1, high=MOST_RANK),
+            r=fields.integer("r", low=1, high=MOST_RANK),
             alpha=fields.number("alpha" if other else cls.alpha_name),
-            rank_pattern=fields.wholes("rank_pattern", low=1, high=MOST_RANK),
+            rank_pattern=fields.integers("rank_pattern", low=1, high=MOST_RANK),
             alpha_pattern=fields.numbers("alpha_pattern"),
         )
         # Compile now, to raise the errors of invalid patterns.

@@ -20,7 +20,7 @@ INNER = ".base_layer"
 
 @dataclass(frozen=True)
 class _Piece:
-    """One expert's part of a tensor of the file."""
+    """One expert's slice of a tensor of the file."""
 
     key: str
     expert: int | None
@@ -59,7 +59,7 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
 
 
 def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:
-    """The keys of single experts' tensors, each with its part of the file."""
+    """The keys of single experts' tensors, each with its slice of the file."""
     depths: dict[str, dict[int, str]] = {}
     for key in file.tensors:
         if key.startswith(PREFIX) and key.endswith(DOWN):

@@ -12,7 +12,7 @@ from ..files.bounds import MAX_JSON
 from ..files.json_text import parse_json
 
 MOST_PARTS = 64
-"""The most parts of a pipeline that one metadata entry may describe. Pipelines have up to five."""
+"""The most components of a pipeline that one metadata entry may describe. Pipelines have up to five."""
 SHOWN = 80
 """The most characters of a value from a file that an error shows."""
 SHORT = reprlib.Repr()
@@ -88,9 +88,9 @@ class Fields:
         """A finite number of at least `low`."""
         return self._number(name, self._value(name, default), low)
 
-    def whole(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
+    def integer(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
         """A whole number from `low` to `high`, perhaps written as 8.0."""
-        return self._whole(name, self._value(name, default), low, high)
+        return self._integer(name, self._value(name, default), low, high)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name, default)
@@ -119,9 +119,9 @@ class Fields:
         """A table of finite numbers; {} where it is missing."""
         return {key: self._number(name, value, entry=key) for key, value in self._entries(name)}
 
-    def wholes(self, name: str, *, low: int, high: int) -> dict[str, int]:
+    def integers(self, name: str, *, low: int, high: int) -> dict[str, int]:
         """A table of whole numbers; {} where it is missing."""
-        return {key: self._whole(name, value, low, high, key) for key, value in self._entries(name)}
+        return {key: self._integer(name, value, low, high, key) for key, value in self._entries(name)}
 
     def rows(self, name: str) -> dict[str, tuple[int, ...]]:
         """Lists of row numbers by module, or one list under the name ""; {} where it is missing."""
@@ -133,7 +133,7 @@ class Fields:
                     name, f"it holds no list in the entry {_shown(key)}", rows, "a list of row numbers"
                 )
         return {
-            key: tuple(self._whole(name, row, 0, MOST_ROWS, key) for row in rows)
+            key: tuple(self._integer(name, row, 0, MOST_ROWS, key) for row in rows)
             for key, rows in lists.items()
         }
 
@@ -170,7 +170,7 @@ class Fields:
             raise self._out_of_bounds(name, value, "a finite number", entry)
         return float(value)
 
-    def _whole(self, name: str, value: Any, low: int, high: int, entry: str = "") -> int:
+    def _integer(self, name: str, value: Any, low: int, high: int, entry: str = "") -> int:
         integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if not integer or isinstance(value, bool) or not low <= value <= high:
             raise self._out_of_bounds(name, value, f"a whole number from {low:g} to {high:g}", entry)

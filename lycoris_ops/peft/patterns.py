@@ -20,16 +20,16 @@ class Patterns(Generic[T]):
     `expressions`.
     """
 
-    def __init__(self, patterns: Mapping[str, T], file: str, field: str, *, whole: bool = False) -> None:
+    def __init__(self, patterns: Mapping[str, T], file: str, field: str, *, full: bool = False) -> None:
         self._values = tuple(patterns.values())
         self._place = (file, field)
         with self._named():
-            self._expressions = Expressions(tuple(patterns), whole=whole)
+            self._expressions = Expressions(tuple(patterns), full=full)
 
     def at(self, path: str, default: T) -> T:
         """The value of the first pattern that matches a path, or `default`.
 
-        By PEFT's rule a pattern must match the whole path, or its end after a dot; with `whole`, only the
+        By PEFT's rule a pattern must match the whole path, or its end after a dot; with `full`, only the
         whole path.
         """
         with self._named():
@@ -70,7 +70,7 @@ class Names:
                 expected=f"at most {MOST_TEXT}",
             )
         expressions = {names: True} if isinstance(names, str) else {}
-        self._patterns = Patterns(expressions, file, field, whole=True)
+        self._patterns = Patterns(expressions, file, field, full=True)
 
     def __contains__(self, path: str) -> bool:
         return path.endswith(self._ends) or self._patterns.at(path, False)

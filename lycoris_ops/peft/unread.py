@@ -14,7 +14,7 @@ class Unread:
     name: str
     """Its authors' name for it."""
     tensors: tuple[str, ...]
-    """Names of its tensors, each a part of a key between dots."""
+    """Names of its tensors, each a segment of a key."""
 
 
 UNREAD: dict[str, Unread] = {

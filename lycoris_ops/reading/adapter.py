@@ -272,7 +272,7 @@ class Adapter:
         named = (
             (info.named.path, tuple(size or 0 for size in info.shape or ()))
             for info in self.info.values()
-            if info.named.part != "te" and info.named.path
+            if info.named.component != "te" and info.named.path
         )
         return families_said(self.metadata) or families_of_layers(named)
 

@@ -47,7 +47,7 @@ class Use(NamedTuple):
     """The parameter's shape; () where it is not known."""
 
     @property
-    def place(self) -> tuple[str, Parameter]:
+    def parameter_key(self) -> tuple[str, Parameter]:
         """The parameter. The weight's key stands for the bias too."""
         return self.target.key, self.parameter
 
@@ -58,7 +58,7 @@ class Use(NamedTuple):
 
 
 def uses_of(info: LayerInfo, placed_targets: Sequence[Target], targets: Targets) -> list[Use]:
-    """What a layer changes at its places in a model: one use for each weight and for each bias."""
+    """What a layer changes in a model: one use for each weight and for each bias."""
     uses: list[Use] = []
     for target, window in zip(placed_targets, targets.windows(placed_targets), strict=True):
         if info.shape:
@@ -78,13 +78,13 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     Raises MatchError where two layers change the same rows differently, or where layers share only some of
     their rows.
     """
-    if len({use.place for use in uses}) == len(uses):
+    if len({use.parameter_key for use in uses}) == len(uses):
         # In nearly every file one layer changes each parameter.
         return {}
     by_key: defaultdict[tuple[str, Parameter], list[Use]] = defaultdict(list)
     by_layer: defaultdict[str, list[Use]] = defaultdict(list)
     for use in uses:
-        by_key[use.place].append(use)
+        by_key[use.parameter_key].append(use)
         by_layer[use.layer].append(use)
     meeting = {
         name for uses_of_key in by_key.values() if len(uses_of_key) > 1 for name in _meeting(uses_of_key)
@@ -97,10 +97,10 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     copies: dict[str, str] = {}
     count: defaultdict[str, int] = defaultdict(int)
     for name in sorted(meeting, key=lambda name: (-size[name], order[name])):
-        pairs = [(use, _met(use, kept[use.place])) for use in by_layer[name]]
+        pairs = [(use, _met(use, kept[use.parameter_key])) for use in by_layer[name]]
         if not any(others for _, others in pairs):
             for use in by_layer[name]:
-                kept[use.place].append(use)
+                kept[use.parameter_key].append(use)
             continue
         original = next(others[0] for _, others in pairs if others)
         for use, others in pairs:

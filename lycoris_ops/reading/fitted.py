@@ -28,7 +28,7 @@ class FitRow:
     lost: float
     """||D - D'||^2, with D' the change of the new layer before its tensors are rounded to their dtype."""
     noise: float = 0.0
-    """The part of the energy that comes from rounding in the sources."""
+    """The share of the energy that comes from rounding in the sources."""
 
     @property
     def error(self) -> float:
@@ -72,7 +72,7 @@ class FitReport:
 
     @property
     def loss(self) -> float:
-        """The error without the part that comes from rounding in the sources."""
+        """The error without the share that comes from rounding in the sources."""
         return math.sqrt(max(0.0, self.error**2 - self.noise))
 
     @property

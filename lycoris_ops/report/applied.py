@@ -12,7 +12,7 @@ from ..errors import number_of
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS
-from ..stack.resolve import PART_NAMES, EntryResolution, Resolution, Silence
+from ..stack.resolve import COMPONENT_NAMES, EntryResolution, Resolution, Silence
 from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
@@ -111,7 +111,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in odd_alphas(entry.adapter)]
     for component, names in resolution.absent.items():
-        why = f"the {PART_NAMES[component]}: {resolution.absent_because}"
+        why = f"the {COMPONENT_NAMES[component]}: {resolution.absent_because}"
         left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
         lines.append(f"  {left} to {why}")
         lines += [f"    {name}" for name in names] if whole else []

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
-from ..stack.resolve import PART_NAMES, EntryResolution
+from ..stack.resolve import COMPONENT_NAMES, EntryResolution
 from .words import counted, listed, paragraph, short
 
 SHOWN = 12
@@ -21,8 +21,8 @@ FIRST = ("ss_", "modelspec.", "format", "lycoris_")
 def summary(adapter: Adapter) -> dict[str, Any]:
     """What an adapter's file holds, as data for JSON.
 
-    That is: file, size in bytes, dialect, number of layers, kinds with ranks and alphas, parts of the model,
-    dtypes, metadata, unreadable layers with reasons, unused keys and embeddings.
+    That is: file, size in bytes, dialect, number of layers, kinds with ranks and alphas, components of the
+    model, dtypes, metadata, unreadable layers with reasons, unused keys and embeddings.
     """
     alphas = adapter.alphas()
     kinds: dict[str, dict[str, Any]] = {}
@@ -41,7 +41,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
         "dialect": adapter.dialect,
         "layers": len(adapter.info),
         "kinds": kinds,
-        "parts": dict(Counter(_part_of(name) for name in adapter.names)),
+        "parts": dict(Counter(_component_of(name) for name in adapter.names)),
         "dtypes": dict(dtypes),
         "metadata": dict(adapter.metadata),
         "unreadable": dict(adapter.unreadable),
@@ -56,7 +56,7 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
         "applied": entry.count(),
         "mismatches": {bad.layer: [bad.made_for, list(bad.expected)] for bad in entry.mismatches},
         "unmatched": {left.layer: left.reason for left in entry.unmatched},
-        "absent": {PART_NAMES[component]: list(names) for component, names in entry.absent.items()},
+        "absent": {COMPONENT_NAMES[component]: list(names) for component, names in entry.absent.items()},
     }
 
 
@@ -82,8 +82,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     return paragraph(lines)
 
 
-def _part_of(name: LayerName) -> str:
-    if name.part is None:
+def _component_of(name: LayerName) -> str:
+    if name.component is None:
         return "not said"
     number = f" {name.encoder}" if name.encoder else ""
-    return PART_NAMES[name.part] + number
+    return COMPONENT_NAMES[name.component] + number

@@ -27,7 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..names.relation import Meaning, Placed, Relation
+from ..names.relation import LookedUp, Meaning, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter, LayerInfo
@@ -155,11 +155,11 @@ def _metadata(adapter: Adapter, settings: FitSettings, base: Weights | None) -> 
 
 def _sources(adapter: Adapter, names: Sequence[str], base: Weights | None) -> list[Source]:
     """Raises LayerError for a layer that needs a base if there is none."""
-    placed = Placed.of(adapter.names, None if base is None else Relation(base.shapes))
-    places, alphas = placed.places(adapter.path), adapter.alphas()
+    looked_up = LookedUp.of(adapter.names, None if base is None else Relation(base.shapes))
+    places, alphas = looked_up.targets(adapter.path), adapter.alphas()
     sources: list[Source] = []
     for name in names:
-        info, known = adapter.info[name], placed.shape_of(name)
+        info, known = adapter.info[name], looked_up.shape_of(name)
         with located(file=adapter.path, key=name):
             shape = _shape(info, known, base)
             scaled = info.rank and info.algorithm.table.scaled_by_alpha

@@ -55,7 +55,8 @@ class Pattern:
     In rules a layer has the names of its blocks and its paths. In training a module has only its path, so
     block names do not work there. Case does not matter.
 
-    - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or a layer's role in its block;
+    - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a component of the model or a layer's role in its
+    block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
     - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model, unless this is a
       name in the model;
@@ -278,7 +279,7 @@ def _range(text: str, first: str, last: str) -> Test:
         return _among(family, low, high)
 
     def between(named: Named, scene: Scene | None) -> bool:
-        positions: Mapping[str, int] = scene.blocks.places if scene else {}
+        positions: Mapping[str, int] = scene.blocks.positions if scene else {}
         if start not in positions or end not in positions:
             return False
         return positions[start] <= positions[named.block] <= positions[end]

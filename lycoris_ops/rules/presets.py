@@ -33,7 +33,7 @@ def _named() -> dict[str, str]:
     rules = {"ALL": "* = 1", "NONE": "* = 0", "ALL0.5": "* = 0.5"}
     for record in ARCHITECTURES.values():
         rules |= record.presets
-    for record in sorted(ARCHITECTURES.values(), key=lambda record: record.place):
+    for record in sorted(ARCHITECTURES.values(), key=lambda record: record.order):
         for family in record.families:
             for size in family.sizes:
                 rules |= _thirds(size)
@@ -56,7 +56,7 @@ class PresetFile:
     presets: Mapping[str, str]
     """Rules by name."""
     faults: tuple[str, ...] = ()
-    """Each fault with its place. Other presets are not affected."""
+    """Each fault with its line. Other presets are not affected."""
     broken: Mapping[str, str] = field(default_factory=dict[str, str])
     """The presets that cannot be read, by name, each with its fault."""
 

@@ -206,5 +206,8 @@ def _shapes(adapter: Adapter) -> Iterable[tuple[str, Shape]]:
         named = info.named
         # In names in kohya's style the numbers of blocks are between underscores.
         path = named.path if "." in named.path else GLUED.sub(r".\1.", named.path).strip(".")
-        encoder = ENCODERS[named.encoder or 1][0] if named.part == "te" else None
-        yield f"{host_name(path, named.part, encoder)}{WEIGHT}", tuple(size or 1 for size in info.shape or ())
+        encoder = ENCODERS[named.encoder or 1][0] if named.component == "te" else None
+        yield (
+            f"{host_name(path, named.component, encoder)}{WEIGHT}",
+            tuple(size or 1 for size in info.shape or ()),
+        )

@@ -17,7 +17,7 @@ MOST = 256
 """The most pictures of a grid."""
 VALUES = "numbers such as 0, 0.5, 1, or 0..1.2 in 5"
 
-Parts = Sequence[tuple[Entry, tuple[float, ...]]]
+Steps = Sequence[tuple[Entry, tuple[float, ...]]]
 """The entries that replace one entry along an axis, each with its factors. Their effects add up."""
 
 
@@ -63,8 +63,8 @@ class Axis:
 
     labels: tuple[str, ...]
     """The name of each step."""
-    split: Callable[[int, Entry], Parts]
-    """The parts of an entry, given its place in the stack."""
+    split: Callable[[int, Entry], Steps]
+    """The steps of an entry, given its index in the stack."""
 
 
 def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
@@ -75,7 +75,7 @@ def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
     steps = tuple(values)
     title = "all" if row == 0 else _name(_entry(stack, row))
 
-    def split(index: int, entry: Entry) -> Parts:
+    def split(index: int, entry: Entry) -> Steps:
         if row == 0:
             return [(entry, steps)]
         if index != row - 1:
@@ -93,7 +93,7 @@ def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
     steps = tuple(values)
     inner, outer = Rules.parse(f"* = 0\n{pattern} = 1"), Rules.parse(f"{pattern} = 0")
 
-    def split(_: int, entry: Entry) -> Parts:
+    def split(_: int, entry: Entry) -> Steps:
         def ruled(rules: Rules) -> Entry:
             return replace(entry, rules=entry.rules.then(rules) if entry.rules else rules)
 
@@ -110,7 +110,7 @@ def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
     chosen = tuple(rows) or tuple(range(1, len(stack) + 1))
     names = tuple(_name(_entry(stack, row)) for row in chosen)
 
-    def split(index: int, entry: Entry) -> Parts:
+    def split(index: int, entry: Entry) -> Steps:
         own = index + 1
         return [(entry, tuple(float(own == row or own not in chosen) for row in chosen))]
 

@@ -16,7 +16,7 @@ from ..maths.shapes import Rows, Shape, fits, shown
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
-from ..names.relation import Meaning, Placed, Relation
+from ..names.relation import LookedUp, Meaning, Relation
 from ..names.targets import Target, Targets, known_shapes
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
@@ -41,7 +41,7 @@ STORED_TRANSPOSED = (
 
 
 Silence = Literal["strength", "rules", "mask"]
-"""Why a layer that meets a weight does not change it: the strength for its part of the model is 0, block
+"""Why a layer that meets a weight does not change it: the strength for its component of the model is 0, block
 rules make it 0, or it has no place in the picture and the mask leaves such layers out."""
 
 
@@ -52,7 +52,7 @@ class Match(NamedTuple):
     target: Target
     """The weight, or its rows, that the layer is applied to."""
     strength: float
-    """The strength of the adapter for this part of the model, times the weight of the block rules."""
+    """The strength of the adapter for this component of the model, times the weight of the block rules."""
     parameter: Parameter = "weight"
     """Whether the layer changes the weight or its bias."""
     window: Rows | None = None
@@ -95,7 +95,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A layer for which the model has no place, or that no algorithm reads."""
+    """A layer for which the model has no weight, or that no algorithm reads."""
 
     layer: str
     reason: str
@@ -112,9 +112,9 @@ class EntryResolution:
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
-    """Layers for a part that the target does not have, such as the text encoder, by part."""
+    """Layers for a component that the target does not have, such as the text encoder, by component."""
     absent_because: str
-    """Why a part of the model may be missing, in words for the report."""
+    """Why a component of the model may be missing, in words for the report."""
     idle_rules: tuple[str, ...]
     """Patterns of rules that match nothing in the model, each with the nearest names."""
     readings: tuple[str, ...] = ()
@@ -196,8 +196,8 @@ class Resolution:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
 
         An adapter does not match if none of its layers meets a weight. With `strict` every layer without a
-        weight is an error, and so is every unread tensor of the file. Layers for a part that the target lacks
-        do not count: an adapter with only such layers is an error only if nothing in the stack matches.
+        weight is an error, and so is every unread tensor of the file. Layers for a component that the target
+        lacks do not count: an adapter with only such layers is an error only if nothing in the stack matches.
         """
         live = [resolution for resolution in self.entries if not resolution.entry.off]
         # An adapter only for the text encoder is no error if other adapters change the diffusion model.
@@ -222,10 +222,11 @@ def resolve(
     """Match every layer of a stack with the weights of a target.
 
     `keys` are the target's keys. If they come with shapes, each layer's shape is checked. `absent_because`
-    says why a whole part of the model may be missing. `oriented` says that shapes are (O, I) even for weights
-    that the model stores as (I, O); without it layers for such weights are not matched. A layer that does not
-    match or fit is only recorded; `Resolution.check` raises the error. Raises MatchError where a name fits
-    more than one weight, or two layers of one adapter change the same rows of one weight differently.
+    says why a whole component of the model may be missing. `oriented` says that shapes are (O, I) even for
+    weights that the model stores as (I, O); without it layers for such weights are not matched. A layer that
+    does not match or fit is only recorded; `Resolution.check` raises the error. Raises MatchError where a
+    name fits more than one weight, or two layers of one adapter change the same rows of one weight
+    differently.
     """
     Stack.check(stack)
     relation = Relation(known_shapes(keys))
@@ -245,16 +246,16 @@ def _resolve_entry(
     absent: dict[Component, list[str]] = {}
     silent: dict[str, Silence] = {}
     asked = 0
-    targets, placed = relation.targets, Placed.of(entry.adapter.names, relation)
-    meanings = placed.places(entry.adapter.path)
+    targets, looked_up = relation.targets, LookedUp.of(entry.adapter.names, relation)
+    meanings = looked_up.targets(entry.adapter.path)
     weights, timings = _weights(entry, meanings, blocks)
     where = entry.where
     turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
         places = meanings[name]
         if not places:
-            component = info.named.part
-            if component is not None and not targets.has_part(info.named):
+            component = info.named.component
+            if component is not None and not targets.has_component(info.named):
                 absent.setdefault(component, []).append(name)
             else:
                 asked += 1
@@ -266,7 +267,7 @@ def _resolve_entry(
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
         # The layer's name takes precedence: bare keys of a model do not show their component.
-        component = info.named.part or places[0].part
+        component = info.named.component or places[0].component
         strength = entry.strength_of(component)
         strength *= weights.of.get(name, 1.0)
         expected = targets.shape_of(*places)
@@ -311,7 +312,7 @@ def _resolve_entry(
         readings=(*weights.notes, *timings.notes),
         silent=silent,
         copies=copies,
-        front=placed.front,
+        front=looked_up.front,
         made_for=made_for,
         target_is=target_is,
     )
@@ -343,7 +344,7 @@ def _weights(
 def families_of_model(targets: Targets) -> Families:
     """The model families that the target can belong to; () for none known."""
     return families_of_layers(
-        (target.path, targets.shape_of(target)) for target in targets.all if target.part != "te"
+        (target.path, targets.shape_of(target)) for target in targets.all if target.component != "te"
     )
 
 
@@ -402,7 +403,7 @@ def _all_absent(resolution: EntryResolution) -> bool:
 def _nothing_matches(resolution: EntryResolution) -> MatchError:
     file = resolution.entry.adapter.path
     if _all_absent(resolution):
-        components = " and ".join(PART_NAMES[component] for component in resolution.absent)
+        components = " and ".join(COMPONENT_NAMES[component] for component in resolution.absent)
         return MatchError(
             f"all layers of the adapter belong to the {components}, and {resolution.absent_because}",
             file=file,
@@ -427,5 +428,5 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     )
 
 
-PART_NAMES: dict[Component, str] = {"unet": "diffusion model", "te": "text encoder"}
-"""The parts of a model, in words for messages and reports."""
+COMPONENT_NAMES: dict[Component, str] = {"unet": "diffusion model", "te": "text encoder"}
+"""The components of a model, in words for messages and reports."""

@@ -90,7 +90,7 @@ def survey(
 
 
 def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
-    """The blocks of a model or checkpoint. Keys that belong to no part are left out."""
+    """The blocks of a model or checkpoint. Keys that belong to no component are left out."""
     targets = Targets(shapes)
     if beside := {target.key for target in targets.all} - {target.key for target in targets.adaptable}:
         targets = Targets({key: shape for key, shape in shapes.items() if key not in beside})

@@ -74,7 +74,7 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
     for name, info in adapter.info.items():
         if name in strengths:
             continue
-        component = info.named.part
+        component = info.named.component
         if entry.rules is not None or (component is None and not same):
             raise LycorisError(
                 "the strength of a layer depends on its place in the model"

@@ -63,12 +63,12 @@ class FoundState:
 
 
 def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
-    """The newest whole state in a folder of checkpoints, whatever its name; None where there is no state.
+    """The newest intact state in a folder of checkpoints, whatever its name; None where there is no state.
 
     The newest has the most steps. If a training went back to an earlier state, the abandoned states count as
     older than its new ones. Damaged states are passed over.
 
-    Raises TrainError where there are states, but none is whole.
+    Raises TrainError where there are states, but none is intact.
     """
     states, damaged = _states(Path(folder))
     if not states and damaged:
@@ -84,7 +84,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
 
 
 def state_at(path: str | os.PathLike[str]) -> FoundState:
-    """The state in one file. Raises TrainError where it is not whole."""
+    """The state in one file. Raises TrainError where it is not intact."""
     intact, damaged = _states(Path(path).parent, escape(Path(path).name))
     if not intact:
         raise TrainError(
@@ -116,7 +116,7 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
 def _states(
     folder: Path, name: str = f"*{STATE}"
 ) -> tuple[list[tuple[tuple[int, int], FoundState]], list[str]]:
-    """The whole states of a folder, each with its sort key, and the names of the damaged ones with the
+    """The intact states of a folder, each with its sort key, and the names of the damaged ones with the
     reasons. `name` is a pattern."""
     intact: list[tuple[tuple[int, int], FoundState]] = []
     damaged: list[str] = []

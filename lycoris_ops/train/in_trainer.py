@@ -38,7 +38,7 @@ def adapter_checkpoints(
     A base and a network that `fully_shard` has divided are saved whole. The trainer must then neither move
     nor wrap the model: see "An engineer's day" in the documentation.
 
-    To go on from a checkpoint use `create_lycoris(model, weights=folder)`: the trainer's
+    To resume from a checkpoint use `create_lycoris(model, weights=folder)`: the trainer's
     `resume_from_checkpoint` and `load_best_model_at_end` need the whole model.
 
     Raises TrainError without transformers. When a trainer is created, the callback raises TrainError if the

@@ -251,7 +251,7 @@ def _run(
         # Validations and checkpoints of a step are made just before the next one, so that a resumed run makes
         # those that are missing.
         done = trainer.done
-        # A run that goes on with new held-out data has no loss to compare with yet.
+        # A run that resumes with new held-out data has no loss to compare with yet.
         due = _due(options.validate_every, done, total) or not history.validation
         if trainer.validation is not None and due:
             if not history.validation or history.validation[-1][0] != done:

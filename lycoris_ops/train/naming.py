@@ -18,7 +18,7 @@ from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..report.applied import odd_alphas
-from ..stack.resolve import PART_NAMES, EntryResolution, resolve
+from ..stack.resolve import COMPONENT_NAMES, EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 
 PLAIN = "base_model.model."
@@ -39,8 +39,8 @@ def usual_prefix(module: nn.Module) -> str:
 def named(prefix: str, path: str) -> str:
     """A module's name in a file, with the model's prefix, or PEFT's where it has none.
 
-    A path that begins with a part of a model as ComfyUI names it (`diffusion_model.`, `text_encoders.`) stays
-    as it is.
+    A path that begins with a component of a model as ComfyUI names it (`diffusion_model.`, `text_encoders.`)
+    stays as it is.
     """
     if not prefix and LayerName.of(path).dialect == "comfy":
         return path
@@ -86,8 +86,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
     out. Raises MatchError where all layers are for another part, and for any other layer without a module,
     with another shape than its module, or for a part of a module: only whole layers can be trained.
     """
-    # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
-    # fewer layers without a module.
+    # diffusers writes a component of a model without a prefix. Try both readings, and take the one that
+    # leaves fewer layers without a module.
     tried = [(each, _entry(adapter, module, each)) for each in dict.fromkeys((prefix, ""))]
     prefix, entry = min(tried, key=lambda tried_one: len(tried_one[1].unmatched))
     for unmatched in entry.unmatched:
@@ -114,7 +114,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         raise MatchError(
             "all layers of the adapter are for another part than the model",
             file=adapter.path,
-            got=f"layers of the {' and the '.join(PART_NAMES[component] for component in entry.absent)}",
+            got=f"layers of the {' and the '.join(COMPONENT_NAMES[component] for component in entry.absent)}",
             expected="layers of the model, or a prefix that says which part it is",
             hint='For a text encoder give prefix="text_model."',
         )
@@ -135,7 +135,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         layers[paths[match.key]] = adapter.layer(match.layer)
     _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})
     beside = [
-        f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[component]}"
+        f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {COMPONENT_NAMES[component]}"
         for component, layers in entry.absent.items()
     ]
     return layers, [*beside, *_unread(adapter), *_unscaled(adapter), *odd_alphas(adapter)]

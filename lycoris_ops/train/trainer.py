@@ -309,10 +309,10 @@ class Trainer:
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state for a later run to go on from: plain values, and the tensors in use, not copies.
+        """The whole state for a later run to resume from: plain values, and the tensors in use, not copies.
 
         If the network is sharded, all processes call it, and the tensors are whole copies. So any number of
-        processes can go on from it.
+        processes can resume from it.
         """
         state = {
             "identity": self.identity,
@@ -392,7 +392,7 @@ class Trainer:
             self._put(self._best, best)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as one file. Raises WriteError, and then an earlier file of that name stays whole.
+        """Write the state as one file. Raises WriteError, and then an earlier file of that name stays intact.
 
         If the network is sharded, all processes call it, and the first one writes.
         """

@@ -24,7 +24,7 @@ def configuration(
 ) -> dict[str, Any] | None:
     """The configuration of the layers as a table for JSON; None for a dialect that has none.
 
-    A dialect that keeps it in the metadata has one table for all parts of a pipeline, with the part in front
+    A dialect that keeps it in the metadata has one table for all components of a pipeline, each in front
     of each key (`unet.r`). `relation` has the model's names, if the model is known. `ends` are those of
     `Module`, for a configuration beside the file.
     Raises ConflictError where no configuration describes all of the layers.
@@ -33,12 +33,12 @@ def configuration(
     if where is None:
         return None
     if where == "beside":
-        _check_one_part(layers)
+        _check_one_component(layers)
         return _config(dialect, layers, relation, ends).table()
     roots: dict[str, list[tuple[LayerToWrite, Encoded]]] = {}
     for planned, encoded in layers:
-        # Not every prefix says which part of a pipeline a name is in.
-        root = planned.name.partition(".")[0] if planned.named.part else ""
+        # Not every prefix says which component of a pipeline a name is in.
+        root = planned.name.partition(".")[0] if planned.named.component else ""
         roots.setdefault(root, []).append((planned, encoded))
     return lora_metadata({root: _config(dialect, own, relation) for root, own in roots.items()})
 
@@ -46,7 +46,7 @@ def configuration(
 def _config(
     dialect: str, layers: Encodings, relation: Relation | None, ends: Collection[str] = ()
 ) -> Config[Any]:
-    module = replace(_module(dialect, layers[0][0].part, relation), ends=frozenset(ends))
+    module = replace(_module(dialect, layers[0][0].component, relation), ends=frozenset(ends))
     return config_for(_members(layers), module)
 
 
@@ -61,13 +61,13 @@ def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredL
     return members
 
 
-def _check_one_part(layers: Encodings) -> None:
-    """Raise ConflictError for layers of several parts of a model: a folder is for a single one."""
-    components = Counter(planned.part for planned, _ in layers if planned.part is not None)
+def _check_one_component(layers: Encodings) -> None:
+    """Raise ConflictError for layers of several components of a model: a folder is for a single one."""
+    components = Counter(planned.component for planned, _ in layers if planned.component is not None)
     if len(components) < 2:
         return
     first = components.most_common(1)[0][0]
-    others = [layer for layer in layers if layer[0].part not in (None, first)]
+    others = [layer for layer in layers if layer[0].component not in (None, first)]
     counted = " and ".join(
         f"{number_of(count, 'layer')} of {component}" for component, count in components.items()
     )
@@ -75,9 +75,9 @@ def _check_one_part(layers: Encodings) -> None:
 
 
 def _module(dialect: str, component: str | None, relation: Relation | None) -> Module:
-    """A part of a model with all its layers' paths and kernel sizes, as far as the model is known."""
+    """A component of a model with all its layers' paths and kernel sizes, as far as the model is known."""
     if relation is None or component is None:
         return Module()
-    names = relation.written(dialect).in_part(component)
+    names = relation.written(dialect).in_component(component)
     kernels = {name.path: math.prod(name.shape[2:]) for name in names}
     return Module(tuple(kernels), kernels)

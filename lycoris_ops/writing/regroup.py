@@ -17,7 +17,7 @@ from ..algorithms.sharing import Sharing
 from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows
-from ..names.relation import Placed
+from ..names.relation import LookedUp
 from ..names.to_write import LayerToWrite
 from ..reading.adapter import Adapter
 
@@ -33,9 +33,9 @@ follow each other, so few are enough."""
 class Regrouper:
     """Makes the layers that are planned for another dialect out of an adapter's own."""
 
-    def __init__(self, adapter: Adapter, placed: Placed) -> None:
+    def __init__(self, adapter: Adapter, looked_up: LookedUp) -> None:
         self._adapter = adapter
-        self._shape_of = placed.shape_of
+        self._shape_of = looked_up.shape_of
         # Decorated methods would keep this object, and its layers, alive.
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)

@@ -20,7 +20,7 @@ from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
 from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.layer_name import LayerName
-from ..names.relation import Placed, Relation
+from ..names.relation import LookedUp, Relation
 from ..names.targets import known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
@@ -226,8 +226,8 @@ def check_expected(
     layer's values, such as whether a norm changes at all, are not known yet.
     """
     relation = None if model is None else Relation(known_shapes(model))
-    placed = Placed.of(map(LayerName.of, layers), relation)
-    for planned in plan_names(layers, dialect, placed, name):
+    looked_up = LookedUp.of(map(LayerName.of, layers), relation)
+    for planned in plan_names(layers, dialect, looked_up, name):
         for layer in planned.sources:
             with located(file=name, key=layer):
                 if len(layers[layer].shape) > 1:

@@ -16,7 +16,7 @@ from ..algorithms.sharing import Sharing, once
 from ..errors import LayerError, LycorisError, MatchError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
-from ..names.relation import Placed, Relation
+from ..names.relation import LookedUp, Relation
 from ..names.to_write import LayerToWrite, plan_names
 from ..peft import PURPOSE, Config, ConfigFile, ConflictError
 from ..reading.adapter import Adapter
@@ -52,17 +52,17 @@ class Writer:
         self.named = dialect
         self.dialect = dialect or KEPT
         self.dtype = dtype
-        self._placed = Placed.of(adapter.names, relation)
-        self._regrouper = Regrouper(adapter, self._placed)
+        self._looked_up = LookedUp.of(adapter.names, relation)
+        self._regrouper = Regrouper(adapter, self._looked_up)
         self._cast = once(lambda tensor: tensor.to("cpu", dtype).contiguous())
 
     @cached_property
     def copies(self) -> dict[str, str]:
         """Layers that only repeat others, see `find_copies`. They are not written."""
-        if self._placed.relation is None:
+        if self._looked_up.relation is None:
             return {}
-        targets, uses = self._placed.relation.targets, list[Use]()
-        for name, candidates in self._placed.meanings.items():
+        targets, uses = self._looked_up.relation.targets, list[Use]()
+        for name, candidates in self._looked_up.meanings.items():
             info = self.adapter.info[name]
             # `plan_names` deals with names that fit several weights and with shapes that do not fit.
             if len(candidates) == 1 and info.fits(targets.shape_of(*candidates[0])):
@@ -75,7 +75,7 @@ class Writer:
 
     def _plan(self, dialect: str | None) -> list[LayerToWrite]:
         layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
-        return plan_names(layers, dialect, self._placed, self.adapter.path)
+        return plan_names(layers, dialect, self._looked_up, self.adapter.path)
 
     def make(self, planned: LayerToWrite) -> Made:
         """A planned layer with its tensors.
@@ -109,7 +109,7 @@ class Writer:
         """The layer without tensors that it shares with others, where the dialect has no place for these."""
         if not isinstance(layer, Sharing) or write_of(dialect).shares:
             return layer
-        return layer.alone(planned.shape or self._placed.shape_of(planned.sources[0]))
+        return layer.alone(planned.shape or self._looked_up.shape_of(planned.sources[0]))
 
     def _source_alpha(self, planned: LayerToWrite) -> float | None:
         key = self.adapter.info[planned.sources[0]].keys.get(ALPHA)
@@ -133,7 +133,7 @@ class Writer:
         listed = source and same and not self.adapter.unreadable and not source.read_only
         ends = source.target_modules if source and listed else ()
         try:
-            table = configuration(self.dialect, layers, self._placed.relation, ends)
+            table = configuration(self.dialect, layers, self._looked_up.relation, ends)
         except ConflictError as error:
             planned = next(layer.planned for layer in layers_made if layer.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
@@ -159,7 +159,7 @@ class Writer:
         # Without a model some may only lack its name.
         nameless = [name for name, why in others.items() if isinstance(why, MatchError)]
         nameless = [name for name in nameless if WRITES[name].holds(kind, True)]
-        if nameless and not able and self._placed.relation is None:
+        if nameless and not able and self._looked_up.relation is None:
             hint = f"Give the model (model, --model or --base) to write it as {either(nameless)}"
         return LayerError(
             problem or f"{self.dialect} {error.problem}",
@@ -182,15 +182,15 @@ class Writer:
             met = [other for other in planned if not tried.isdisjoint(other.sources)]
             made = [self._complete(one, self._regrouper.make(one), dialect) for one in met]
             encoded = [(one, self._encoded(one, each, dialect)) for one, each in zip(met, made, strict=True)]
-            configuration(dialect, encoded, self._placed.relation)
+            configuration(dialect, encoded, self._looked_up.relation)
         except LycorisError as error:
             return error
         return None
 
     def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
         info = self.adapter.info[planned.sources[0]]
-        weight = planned.shape or self._placed.shape_of(planned.sources[0])
-        biased = any(map(self._placed.may_have_bias, planned.sources))
+        weight = planned.shape or self._looked_up.shape_of(planned.sources[0])
+        biased = any(map(self._looked_up.may_have_bias, planned.sources))
         asked = Asked(
             planned.name,
             info.options,

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from lycoris_ops.names import fused_attention
-from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places, recognise
+from lycoris_ops.names.architectures import ARCHITECTURES, Slice, Slices, recognise
 from lycoris_ops.names.architectures.notation import Layout, Model, recognised
 from lycoris_ops.names.relation import Relation
 from tests.harness.architecture_names import Rows, Shape, records
 
 Shapes = Mapping[str, Shape]
 Tensors = Mapping[str, Tensor]
-Names = Mapping[str, Places]
+Names = Mapping[str, Slices]
 
 RECORDS = records()
 every_architecture = pytest.mark.parametrize("name", RECORDS)
@@ -150,9 +150,9 @@ def numbered(shapes: Shapes) -> Tensors:
     }
 
 
-def read(tensors: Tensors, places: Places | Rows) -> Tensor:
+def read(tensors: Tensors, places: Slices | Rows) -> Tensor:
     """The rows that a name means: those of its places, one after the other."""
-    pairs = [(place.path, place.rows) if isinstance(place, Place) else place for place in places]
+    pairs = [(place.path, place.rows) if isinstance(place, Slice) else place for place in places]
     return torch.cat([tensors[path][slice(*rows)] if rows else tensors[path] for path, rows in pairs])
 
 
@@ -340,11 +340,11 @@ def test_a_name_has_one_meaning(name: str) -> None:
     In diffusers the second and the third norm of HunyuanDiT have each other's names.
     """
     shapes = RECORDS[name].layers
-    meanings: dict[str, set[Places]] = {}
+    meanings: dict[str, set[Slices]] = {}
     for model in knowing(shapes).values():
         for key, places in [
             *every(model).items(),
-            *((path, (Place(path),)) for path in shapes),
+            *((path, (Slice(path),)) for path in shapes),
         ]:
             meanings.setdefault(flat(key), set()).add(places)
         assert not model.elsewhere().keys() & (shapes.keys() | model.in_diffusers().keys())
@@ -387,8 +387,8 @@ def test_radiance_has_the_blocks_of_flux() -> None:
     shapes = only(RECORDS["Chroma, in files"].layers, ("img_in", "final_layer"))
     shapes |= {"img_in_patch": (2, 3, 4, 4), "nerf_blocks.0.norm.scale": (2,)}
     found = every(knowing(shapes)["flux"])
-    assert found["single_transformer_blocks.1.proj_mlp"] == (Place("single_blocks.1.linear1", (96, 224)),)
-    assert found["nerf_blocks.0.norm"] == (Place("nerf_blocks.0.norm.scale"),)
+    assert found["single_transformer_blocks.1.proj_mlp"] == (Slice("single_blocks.1.linear1", (96, 224)),)
+    assert found["nerf_blocks.0.norm"] == (Slice("nerf_blocks.0.norm.scale"),)
     assert "x_embedder" not in found
 
 
@@ -406,8 +406,8 @@ def test_ovis_image_has_gated_mlps() -> None:
         gated = {"gate_proj": wide, "up_proj": wide, "down_proj": narrow}
         shapes |= {f"double_blocks.{n}.img_mlp.{path}": shape for path, shape in gated.items()}
     assert knowing(shapes)["flux"].in_diffusers()["transformer_blocks.1.ff.net.0.proj"] == (
-        Place("double_blocks.1.img_mlp.up_proj"),
-        Place("double_blocks.1.img_mlp.gate_proj"),
+        Slice("double_blocks.1.img_mlp.up_proj"),
+        Slice("double_blocks.1.img_mlp.gate_proj"),
     )
 
 
@@ -416,7 +416,7 @@ def test_hidream_o1_is_below_model_in_training() -> None:
     shapes = {"language_model.layers.0.self_attn.q_proj": (8, 8), "visual.blocks.0.attn.qkv": (18, 6)}
     shapes |= {"t_embedder1.mlp.0": (8, 8), "x_embedder.proj1": (3, 5), "final_layer2.linear": (5, 8)}
     names = knowing(shapes)["hidream_o1"].elsewhere()
-    assert names == {f"model.{path}": (Place(path),) for path in shapes}
+    assert names == {f"model.{path}": (Slice(path),) for path in shapes}
 
 
 def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:
@@ -438,8 +438,8 @@ def test_qwen_image_21_may_fuse_the_first_layers_of_its_mlp() -> None:
     gate, proj, fused = (f"transformer_blocks.1.img_mlp.{part}" for part in ("gate_layer", "proj", "gate_up"))
     found = knowing({**rest, **whole})["qwen_image_21"]
     names = found.in_diffusers()
-    assert names[gate] == (Place(fused, (0, 12)),) and names[proj] == (Place(fused, (12, 24)),)
+    assert names[gate] == (Slice(fused, (0, 12)),) and names[proj] == (Slice(fused, (12, 24)),)
     assert names.keys() == {*rest, *apart}
     found = knowing({**rest, **apart})["qwen_image_21"]
-    assert found.in_diffusers() == {path: (Place(path),) for path in {**rest, **apart}}
-    assert found.elsewhere()[fused] == (Place(gate), Place(proj))
+    assert found.in_diffusers() == {path: (Slice(path),) for path in {**rest, **apart}}
+    assert found.elsewhere()[fused] == (Slice(gate), Slice(proj))

@@ -64,7 +64,7 @@ def test_an_expression_of_a_user_that_cannot_be_read_is_named(expression: str) -
 
 def test_whole_paths_are_matched_as_by_re() -> None:
     for expression in HONEST:
-        matcher = Expressions([expression], whole=True)
+        matcher = Expressions([expression], full=True)
         for path in PATHS:
             found = re.match(f"^({expression})$", path)
             assert matcher.first(path) == (None if found is None else 0), (expression, path)

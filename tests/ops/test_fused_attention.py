@@ -12,7 +12,7 @@ import torch
 
 import lycoris_ops as lyc
 from lycoris_ops.names import fused_attention
-from lycoris_ops.names.architectures import Place
+from lycoris_ops.names.architectures import Slice
 
 
 @pytest.mark.parametrize("fused", ["qkv", "to_qkv", "qkv_proj", "in_proj", "in_proj_weight", "Wqkv"])
@@ -22,7 +22,7 @@ def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
     names = fused_attention.fallback({path: (12, 4)})
     thirds = ((0, 4), (4, 8), (8, 12))
     for part, third in zip(parts.split(), thirds, strict=True):
-        assert names[f"encoder.layers.3.attn.{part}"] == (Place(path, third),)
+        assert names[f"encoder.layers.3.attn.{part}"] == (Slice(path, third),)
 
 
 @pytest.mark.parametrize("output", ["out", "proj", "o_proj", "out_proj", "to_out.0", "wo"])
@@ -30,9 +30,9 @@ def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: 
     """The projection has a column for every row of the query. Keys and values share the remaining rows."""
     shapes = {"attn.qkv": (20, 7), f"attn.{output}": (7, 12)}
     names = fused_attention.fallback(shapes)
-    assert names["attn.q"] == (Place("attn.qkv", (0, 12)),)
-    assert names["attn.k"] == (Place("attn.qkv", (12, 16)),)
-    assert names["attn.v"] == (Place("attn.qkv", (16, 20)),)
+    assert names["attn.q"] == (Slice("attn.qkv", (0, 12)),)
+    assert names["attn.k"] == (Slice("attn.qkv", (12, 16)),)
+    assert names["attn.v"] == (Slice("attn.qkv", (16, 20)),)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_fused_names_of_split_weights() -> None:
         "model.layers.0.mlp.down_proj": (4, 6),
     }
     names = fused_attention.fallback(shapes)
-    attention = [Place(f"model.layers.0.self_attn.{part}_proj") for part in "qkv"]
+    attention = [Slice(f"model.layers.0.self_attn.{part}_proj") for part in "qkv"]
     assert names["model.layers.0.self_attn.qkv_proj"] == tuple(attention)
     assert names["model.layers.0.self_attn.qkv"] == tuple(attention)
     assert names["model.layers.0.self_attn.kv_proj"] == tuple(attention[1:])
     assert names["model.layers.0.mlp.gate_up_proj"] == (
-        Place("model.layers.0.mlp.gate_proj"),
-        Place("model.layers.0.mlp.up_proj"),
+        Slice("model.layers.0.mlp.gate_proj"),
+        Slice("model.layers.0.mlp.up_proj"),
     )
     assert not names.keys() & shapes.keys()
 
@@ -78,31 +78,31 @@ def test_keys_of_something_else_than_the_queries_fuse_with_values_only() -> None
     """In a cross-attention queries have other inputs than keys and values."""
     shapes = {"attn2.to_q": (8, 8), "attn2.to_k": (8, 6), "attn2.to_v": (8, 6)}
     names = fused_attention.fallback(shapes)
-    assert names["attn2.to_kv"] == (Place("attn2.to_k"), Place("attn2.to_v"))
+    assert names["attn2.to_kv"] == (Slice("attn2.to_k"), Slice("attn2.to_v"))
     assert "attn2.to_qkv" not in names
 
 
 def test_halves_of_fused_keys_and_values_and_of_a_gated_feed_forward() -> None:
     names = fused_attention.fallback({"attn.to_q": (8, 8), "attn.to_kv": (4, 6), "mlp.gate_up_proj": (12, 8)})
-    assert names["attn.to_k"] == (Place("attn.to_kv", (0, 2)),)
-    assert names["attn.to_v"] == (Place("attn.to_kv", (2, 4)),)
-    assert names["mlp.gate_proj"] == (Place("mlp.gate_up_proj", (0, 6)),)
-    assert names["mlp.up_proj"] == (Place("mlp.gate_up_proj", (6, 12)),)
+    assert names["attn.to_k"] == (Slice("attn.to_kv", (0, 2)),)
+    assert names["attn.to_v"] == (Slice("attn.to_kv", (2, 4)),)
+    assert names["mlp.gate_proj"] == (Slice("mlp.gate_up_proj", (0, 6)),)
+    assert names["mlp.up_proj"] == (Slice("mlp.gate_up_proj", (6, 12)),)
     assert "attn.to_q" not in names
 
 
 def test_added_projections_of_a_second_stream_have_their_own_fusion() -> None:
     shapes = dict.fromkeys((f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj")), (4, 4))
     names = fused_attention.fallback(shapes)
-    assert names["attn.to_added_qkv"] == tuple(map(Place, shapes))
-    assert names["attn.to_added_kv"] == tuple(map(Place, list(shapes)[1:]))
+    assert names["attn.to_added_qkv"] == tuple(map(Slice, shapes))
+    assert names["attn.to_added_kv"] == tuple(map(Slice, list(shapes)[1:]))
 
 
 def test_the_list_index_of_an_output_may_be_missing() -> None:
     """In diffusers `to_out` is a list of the projection and a dropout. Some tools leave the index out."""
     names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
-    assert names["attn.to_out"] == (Place("attn.to_out.0"),)
-    assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)
+    assert names["attn.to_out"] == (Slice("attn.to_out.0"),)
+    assert names["attn1.to_out.0"] == (Slice("attn1.to_out"),)
 
 
 @pytest.mark.parametrize("name", ["flux", "unet"])

@@ -16,7 +16,7 @@ from written import read
 import lycoris_ops as lyc
 from lycoris_ops.names.blocks import Blocks
 from lycoris_ops.names.layer_name import LayerName
-from lycoris_ops.names.relation import Placed, Relation
+from lycoris_ops.names.relation import LookedUp, Relation
 from lycoris_ops.stack.resolve import EntryResolution
 
 # Some weights of an SD1.5 model, by their keys in the loaded model.
@@ -254,7 +254,7 @@ OF_ENCODERS = [LayerName.of(f"lora_te2_w{n}") for n in range(COUNT)]
 @pytest.mark.parametrize(
     "work",
     [
-        lambda: Placed.of(OF_ENCODERS, Relation(ENCODERS)).places("x"),
+        lambda: LookedUp.of(OF_ENCODERS, Relation(ENCODERS)).targets("x"),
         lambda: Relation(ENCODERS).written("kohya"),
         lambda: Blocks(Relation(FAMILIES).targets).vocabulary,
     ],

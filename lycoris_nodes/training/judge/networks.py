@@ -62,7 +62,7 @@ class Networks:
     def _without_text(self, entry: Entry, adapter: Adapter | None) -> Adapter | None:
         if adapter is None:
             return None
-        texts = {name for name, info in adapter.info.items() if info.named.part == "te"}
+        texts = {name for name, info in adapter.info.items() if info.named.component == "te"}
         if not texts:
             return adapter
         self.left_out[entry.name] = len(texts)

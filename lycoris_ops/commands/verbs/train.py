@@ -119,7 +119,7 @@ def _trained(
 
 
 def _check_place(training: TrainOptions, resume: str | None) -> None:
-    """Raise LycorisError where the output cannot be written, or where an earlier run of it could go on."""
+    """Raise LycorisError where the output cannot be written, or where an earlier run of it could resume."""
     replaces = training.overwrite or resume is not None
     if training.output is not None:
         check_output(training.output, training.dialect, overwrite=replaces)
@@ -142,7 +142,7 @@ def _written_at(file: Path | None) -> int | None:
 
 
 def _resumed(option: str | bool | None, training: TrainOptions) -> str | None:
-    """The state, or the folder of an earlier run, to go on from; None for a new run."""
+    """The state, or the folder of an earlier run, to resume from; None for a new run."""
     if option is not True:
         return option or None
     if training.folder is None:

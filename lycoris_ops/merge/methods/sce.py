@@ -1,4 +1,4 @@
-"""SCE: keep the places where the adapters differ most; weight each adapter by the size of what it keeps."""
+"""SCE: keep the values where the adapters differ most; weight each adapter by the size of what it keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..method import MergeMethod, Option, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum over A of c_i X_i / sum over A of c_i, for each value, with X_i = w_i D_i.
 
-    Select: keep the share `select` of the places where the adapters differ, those with the highest variance;
+    Select: keep the share `select` of the values where the adapters differ, those with the highest variance;
     all other values become 0. Calculate: c_i is the mean of X_i^2, divided by the sum of these means. Erase:
     A is the set of adapters with the sign of the sum of all X_i. A single change has no variance and is kept
     whole.

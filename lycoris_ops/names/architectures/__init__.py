@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from ...discovery import discover
 from ...maths.shapes import Shape
-from .notation import Model, Place, Places, recognised
+from .notation import Model, Slice, Slices, recognised
 from .record import Architecture, Signal, Tokens, Training
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "FRAME_RATES",
     "TRAINED",
     "Architecture",
-    "Place",
-    "Places",
+    "Slice",
+    "Slices",
     "Signal",
     "Tokens",
     "Training",
@@ -74,7 +74,7 @@ def tokens_of(shapes: Mapping[str, Shape]) -> Mapping[str, Tokens]:
 
 
 def _below(path: str) -> re.Pattern[str]:
-    """A pattern for the paths at or below this one, in a model or in a part of one."""
+    """A pattern for the paths at or below this one, in a model or in a component of one."""
     numbered = re.escape(path).replace(r"\*", r"\d+")
     return re.compile(rf"(?:^|\.){numbered}(?:\.|$)")
 

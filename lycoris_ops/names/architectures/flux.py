@@ -173,7 +173,7 @@ LISTS = {
 BLOCKS = {"double": 19, "single": 38}
 
 ARCHITECTURE = Architecture(
-    place=1,
+    order=1,
     layouts=(
         Layout(
             ("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS, FLUX_2_LOKR

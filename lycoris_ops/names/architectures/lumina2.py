@@ -37,7 +37,7 @@ DIFFUSERS = {
 }
 
 ARCHITECTURE = Architecture(
-    place=5,
+    order=5,
     layouts=(
         Layout(
             marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.1"),

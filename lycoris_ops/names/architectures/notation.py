@@ -28,7 +28,7 @@ from ...maths.shapes import Shape
 
 
 @dataclass(frozen=True)
-class Place:
+class Slice:
     """A layer of the model by its path, or some of its rows."""
 
     path: str
@@ -36,8 +36,8 @@ class Place:
     """First row and end; None for all rows."""
 
 
-Places = tuple[Place, ...]
-"""The meaning of a name: one or several places. Their rows, stacked in order, are the named layer's."""
+Slices = tuple[Slice, ...]
+"""The meaning of a name: one or several slices. Their rows, stacked in order, are the named layer's."""
 
 NUMBERS = re.compile(r"[0-9*]+")
 FUSED = {
@@ -117,7 +117,7 @@ def fused(*paths: str) -> Meaning:
 def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
     """A table with its names below the path `theirs`, and its meanings below the model's path `ours`."""
     return {
-        f"{theirs}.{name}": tuple(share.through(lambda path: f"{ours}.{path}") for share in _parts(meaning))
+        f"{theirs}.{name}": tuple(share.through(lambda path: f"{ours}.{path}") for share in _shares(meaning))
         for name, meaning in table.items()
     }
 
@@ -182,21 +182,21 @@ class Model:
     forms: Mapping[str, list[str]]
     """The paths of `shapes` by their form, see `_by_form`."""
 
-    def in_diffusers(self) -> Mapping[str, Places]:
-        """diffusers' names, with the places that they mean. No two names share a row of a weight."""
-        return self._placed(self._expanded(self.layout.diffusers))
+    def in_diffusers(self) -> Mapping[str, Slices]:
+        """diffusers' names, with the slices that they mean. No two names share a row of a weight."""
+        return self._sliced(self._expanded(self.layout.diffusers))
 
-    def in_diffusers_with_lokr(self) -> Mapping[str, Places]:
+    def in_diffusers_with_lokr(self) -> Mapping[str, Slices]:
         """The same where diffusers' model holds LoKr."""
-        return self._placed(self._expanded(self.layout.lokr))
+        return self._sliced(self._expanded(self.layout.lokr))
 
-    def elsewhere(self) -> Mapping[str, Places]:
+    def elsewhere(self) -> Mapping[str, Slices]:
         """All other names that are not paths of the model."""
         known, others = self._expanded(self.layout.diffusers), self._expanded(self.layout.others)
         # Both spellings of every layer that has two.
         spelled = {**self._expanded(self.layout.spellings), **{path: (Share(path),) for path in self.real}}
         more = {**_counted(known), **_following({**others, **known}), **others, **spelled}
-        return self._placed({n: p for n, p in more.items() if n not in known and n not in self.paths})
+        return self._sliced({n: p for n, p in more.items() if n not in known and n not in self.paths})
 
     def _expanded(self, rows: Naming) -> dict[str, Shares]:
         """The entries of a table whose layers the model has, with numbers and paths in place of the stars."""
@@ -208,7 +208,7 @@ class Model:
             exact = dict(entries)
             for name, meaning in table.items():
                 if _stars(name) == stars:
-                    for filled, shares in self._filled(name, _parts(meaning)):
+                    for filled, shares in self._filled(name, _shares(meaning)):
                         paths = {share.path for share in shares}
                         if filled not in exact and paths <= self.shapes.keys() and not paths & named:
                             entries[filled] = shares
@@ -228,27 +228,27 @@ class Model:
             filled = tuple(share.through(lambda path, n=numbers: _fill(path, n)) for share in shares)
             yield _fill(name, numbers), filled
 
-    def _placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
-        """Names with the places that they mean, without names whose rows the shapes do not show."""
-        meanings: dict[str, Places] = {}
+    def _sliced(self, names: Mapping[str, Shares]) -> dict[str, Slices]:
+        """Names with the slices that they mean, without names whose rows the shapes do not show."""
+        meanings: dict[str, Slices] = {}
         for name, shares in names.items():
             # Only layers with the same inputs can be fused. In cross-attention, keys can have other inputs
             # than queries.
             columns = {self.shapes[share.path][1:] if self.shapes[share.path] else None for share in shares}
             if len(shares) > 1 and (len(columns) > 1 or None in columns):
                 continue
-            targets = [self._place(share) for share in shares]
+            targets = [self._slice(share) for share in shares]
             known = tuple(target for target in targets if target)
             if len(known) == len(shares):
                 meanings[name] = known
         return meanings
 
-    def _place(self, share: Share) -> Place | None:
+    def _slice(self, share: Share) -> Slice | None:
         path = self.real.get(share.path, share.path)
         if (share.first, share.end) == (0, share.of):
-            return Place(path)
+            return Slice(path)
         bounds = self._bounds(share)
-        return Place(path, (bounds[share.first], bounds[share.end])) if bounds else None
+        return Slice(path, (bounds[share.first], bounds[share.end])) if bounds else None
 
     def _bounds(self, share: Share) -> tuple[int, ...]:
         """The first row of each part of a layer, and the last end; () where the shapes do not show them."""
@@ -325,7 +325,7 @@ def _merged(shares: Iterator[Share]) -> Shares:
     return tuple(merged)
 
 
-def _parts(meaning: Meaning) -> Shares:
+def _shares(meaning: Meaning) -> Shares:
     return (Share(meaning),) if isinstance(meaning, str) else meaning
 
 

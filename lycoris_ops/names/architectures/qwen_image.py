@@ -9,7 +9,7 @@ from .notation import Layout, same
 from .record import Architecture, Family, Size, Training
 
 ARCHITECTURE = Architecture(
-    place=3,
+    order=3,
     layouts=(
         Layout(
             marks=("txt_norm", "transformer_blocks.*.img_mod.1", "transformer_blocks.*.attn.add_q_proj"),

@@ -185,8 +185,8 @@ class Architecture:
     families: tuple[Family, ...] = ()
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
     """Block rules by name, beside those derived from the sizes of the families."""
-    place: int = 100
-    """Its place in the list of block presets, the most usual models first."""
+    order: int = 100
+    """Its position in the list of block presets, the most usual models first."""
     vectors: tuple[Vector, ...] = ()
     trained: tuple[Training, ...] = ()
     tokens: Mapping[str, Tokens] = field(default_factory=dict[str, Tokens])

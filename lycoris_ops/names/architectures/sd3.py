@@ -64,7 +64,7 @@ def table(shapes: Mapping[str, Shape]) -> Table:
 
 
 ARCHITECTURE = Architecture(
-    place=2,
+    order=2,
     layouts=(
         Layout(
             marks=("joint_blocks.*.context_block.attn.qkv",),

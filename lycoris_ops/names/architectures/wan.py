@@ -83,7 +83,7 @@ DIFFUSERS = {
 }
 
 ARCHITECTURE = Architecture(
-    place=6,
+    order=6,
     layouts=(Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS),),
     tokens={
         **dict.fromkeys(

@@ -31,7 +31,7 @@ DIFFUSERS = {
 }
 
 ARCHITECTURE = Architecture(
-    place=4,
+    order=4,
     layouts=(
         Layout(
             marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),

@@ -69,7 +69,7 @@ WRITES: dict[str, Write] = {
     name: write
     for write, name in sorted(
         ((dialect.write, name) for name, dialect in DIALECTS.items() if dialect.write),
-        key=lambda item: item[0].place,
+        key=lambda item: item[0].order,
     )
 }
 """The writer of each dialect that can be written."""

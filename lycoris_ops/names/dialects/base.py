@@ -14,7 +14,7 @@ from ...files.tensor_file import TensorFile
 from ...maths.shapes import Shape
 from ...peft import Config, ConfigFile, Wanted
 from ..layouts import Layers, Names
-from .pipelines import Parts
+from .pipelines import Components
 
 if TYPE_CHECKING:
     from ..layer_name import LayerName
@@ -32,11 +32,11 @@ Component = Literal["unet", "te"]
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix of layer names, and the part of a model that it means."""
+    """A prefix of layer names, and the component of a model that it means."""
 
     text: str
-    part: Component | None = None
-    """None where the prefix does not say the part."""
+    component: Component | None = None
+    """None where the prefix does not say the component."""
     encoder: int | None = None
     """The number of the text encoder, counted from 1; 0 where the tool does not number it.
 
@@ -60,7 +60,7 @@ class Opened:
     on_parameters: frozenset[str] = frozenset()
     """The names of layers that are known to be on parameters, see `peft.parameters`."""
     own: Mapping[str, Config[Any]] = field(default_factory=dict[str, Config[Any]])
-    """The configurations in the file, by the part of a model that each is for; "" is for all parts."""
+    """The configurations in the file, by the component of a model that each is for; "" is for all parts."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Encoded:
 class Write:
     """How a dialect is written. The defaults are those of the host's own dialect."""
 
-    prefix: str | Callable[[str, Parts], str]
-    """The prefix of the paths in a part (`unet` or a text encoder) of a model, as it is after `rename`.
+    prefix: str | Callable[[str, Components], str]
+    """The prefix of the paths in a component (`unet` or a text encoder) of a model, as it is after `rename`.
 
-    One text for all parts means that a file is for a single part and does not say which.
+    One text for all components means that a file is for a single one and does not say which.
     """
-    place: int
-    """Its place in lists of the dialects, the most usual first."""
+    order: int
+    """Its position in lists of the dialects, the most usual first."""
     tensors: Callable[[Layer, Asked], Encoded]
     """Encodes a layer.
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from .base import Dialect, Prefix, Write
-from .pipelines import UNET, Parts
+from .pipelines import UNET, Components
 from .plain import encode
 
 MODULATION = re.compile(r"\.diff_m$")
@@ -19,7 +19,7 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     return any(key.endswith(".diff_m") for key in keys)
 
 
-def _prefix(component: str, components: Parts) -> str:
+def _prefix(component: str, components: Components) -> str:
     return "diffusion_model." if component == UNET else f"text_encoders.{component}.transformer."
 
 
@@ -32,5 +32,5 @@ DIALECT = Dialect(
     ),
     recognises=_recognises,
     rename=lambda key: MODULATION.sub(".modulation.diff", key),
-    write=Write(_prefix, place=2, tensors=encode, embeddings=True),
+    write=Write(_prefix, order=2, tensors=encode, embeddings=True),
 )

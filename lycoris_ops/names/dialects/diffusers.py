@@ -51,7 +51,7 @@ def _spelled(layer: str, suffix: str) -> str:
     return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{UNET_SUFFIXES[suffix]}")
 
 
-def _prefix(component: str, components: pipelines.Parts) -> str:
+def _prefix(component: str, components: pipelines.Components) -> str:
     if component != pipelines.UNET:
         number = components.number(component)
         return "text_encoder." if number == 1 else f"text_encoder_{number}."
@@ -191,7 +191,7 @@ DIALECT = Dialect(
     file="pytorch_lora_weights",
     write=Write(
         _prefix,
-        place=4,
+        order=4,
         tensors=_tensors,
         layout=Layers.diffusers,
         lokr=Layers.diffusers_lokr,

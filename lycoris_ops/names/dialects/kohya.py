@@ -16,7 +16,7 @@ from ..layouts import Layers, Names
 from ..network_args import args_of
 from . import plain
 from .base import Asked, Dialect, Encoded, Groups, Held, Prefix, Write
-from .pipelines import UNET, Parts
+from .pipelines import UNET, Components
 
 ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 """kohya-ss numbers encoders by their kind: T5 is the third in Flux too, which has no second."""
@@ -60,7 +60,7 @@ def _is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
     return not bool(rest.any())
 
 
-def _by_part(grouped: Groups) -> Groups:
+def _by_number(grouped: Groups) -> Groups:
     """Make each numbered part of a fused layer in kohya-ss' OFT a layer by itself.
 
     For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
@@ -88,7 +88,7 @@ def _by_part(grouped: Groups) -> Groups:
     return parted
 
 
-def _prefix(component: str, components: Parts) -> str:
+def _prefix(component: str, components: Components) -> str:
     prior = "prior_" if components.layout.component == "prior" else ""
     if component == UNET:
         return f"lora_{prior}unet_"
@@ -104,7 +104,7 @@ def _layout(layers: Layers) -> Names:
 
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
     # The numbers of text encoders depend on the model, and so does a UNet's layout.
-    if spoken != "comfy" or prefix.part != UNET or LDM_PATH.match(path):
+    if spoken != "comfy" or prefix.component != UNET or LDM_PATH.match(path):
         return None
     return "lora_unet_" + path.replace(".", "_")
 
@@ -114,7 +114,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     match = re.fullmatch(r"(.+)\.(\d+)", asked.name)
     if match is None or not isinstance(layer, Oft):
         return encoded
-    # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `_by_part`.
+    # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `_by_number`.
     numbered = {f"{BLOCKS}.{match[2]}" if s == BLOCKS else s: tensor for s, tensor in encoded.tensors.items()}
     return replace(encoded, name=match[1], tensors=numbered)
 
@@ -139,11 +139,11 @@ DIALECT = Dialect(
         Prefix("oft_te2_", "te", 2),
     ),
     suffixes={"lora_up.bias": BIAS, **dict(zip(NUMBERED, NUMBERED, strict=True))},
-    regrouped=_by_part,
+    regrouped=_by_number,
     restated=_restated,
     write=Write(
         _prefix,
-        place=1,
+        order=1,
         tensors=_tensors,
         layout=_layout,
         flat=True,

@@ -19,7 +19,7 @@ DIALECT = Dialect(
     prefixes=(Prefix(PREFIX),),
     write=Write(
         PREFIX,
-        place=5,
+        order=5,
         tensors=encode,
         layout=Layers.diffusers_or_own,
         flat=True,

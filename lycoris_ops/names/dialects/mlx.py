@@ -191,7 +191,7 @@ DIALECT = Dialect(
     file="adapters",
     write=Write(
         "",
-        place=6,
+        order=6,
         tensors=_tensors,
         renamed=_renamed,
         holds=lambda kind, takes_lokr: kind is Lora,

@@ -311,7 +311,7 @@ DIALECT = Dialect(
     name="peft",
     prefixes=(
         Prefix(PREFIX),
-        # Some scripts, such as PixArt's, put the part of the pipeline first.
+        # Some scripts, such as PixArt's, put the component of the pipeline first.
         Prefix("unet.base_model.model.", "unet"),
         Prefix("transformer.base_model.model.", "unet"),
         Prefix("text_encoder.base_model.model.", "te", 1),
@@ -340,7 +340,7 @@ DIALECT = Dialect(
     file="adapter_model",
     write=Write(
         PREFIX,
-        place=3,
+        order=3,
         tensors=_tensors,
         layout=Layers.diffusers_or_own,
         renamed=_renamed,

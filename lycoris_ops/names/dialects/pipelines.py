@@ -1,4 +1,4 @@
-"""The parts of a model, and how kohya-ss and diffusers number its text encoders."""
+"""The components of a model, and how kohya-ss and diffusers number its text encoders."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of a model: the diffusion model (`unet`) and text encoders by the host's names."""
+class Components:
+    """The components of a model: the diffusion model (`unet`) and text encoders by the host's names."""
 
     layers: Mapping[str, Layers]
     in_diffusers: str | None = None

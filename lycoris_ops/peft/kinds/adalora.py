@@ -45,7 +45,7 @@ class AdaLoraConfig(LoraConfig):
     def read(cls, fields: Fields) -> Self:
         return cls(
             path=fields.file,
-            r=fields.whole("init_r", INIT_RANK, low=1, high=MOST_RANK),
+            r=fields.integer("init_r", INIT_RANK, low=1, high=MOST_RANK),
             alpha=fields.number("lora_alpha"),
             bias=fields.text("bias", "none"),
             fan_in_fan_out=fields.flag("fan_in_fan_out", False),

@@ -84,7 +84,7 @@ class OftConfig(BiasedConfig[WantedOft]):
             use_cayley_neumann=series,
             # PEFT takes 0 terms for 1.
             num_cayley_neumann_terms=max(
-                1, fields.whole("num_cayley_neumann_terms", TERMS, low=0, high=MOST_TERMS)
+                1, fields.integer("num_cayley_neumann_terms", TERMS, low=0, high=MOST_TERMS)
             )
             if series
             else TERMS,

@@ -59,7 +59,7 @@ def read(text: str) -> Assignment | None:
     try:
         amount = Amount.of(right)
     except RuleError as error:
-        # Point to the first letter of the value, or to the place after the = if it has no value.
+        # Point to the first letter of the value, or to the column after the = if it has no value.
         column = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
         raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(column) from None
     return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)

@@ -1,6 +1,6 @@
-"""`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among the file's blocks.
+"""`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their position among the file's blocks.
 
-The form comes from ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for layers in no
+The form comes from ComfyUI-Inspire-Pack: positions count from 1 in each family, `base` is for layers in no
 block, and `default` for all other blocks. Unlike there, values can be negative.
 """
 
@@ -24,7 +24,7 @@ ITEM = re.compile(
 
 @dataclass(frozen=True)
 class Positions(Line):
-    """Values for blocks by family, first and last place; the last item that fits counts."""
+    """Values for blocks by family, first and last position; the last item that fits counts."""
 
     default: float
     base: float

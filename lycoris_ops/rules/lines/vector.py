@@ -59,7 +59,7 @@ class VectorLine(Line):
                 left.add(named.block)
         note = f"{len(self.entries)} numbers by index, as LBW (sd-webui-lora-block-weight) for {layout.title}"
         if left:
-            unlisted = ", ".join(sorted(left, key=scene.blocks.places.__getitem__))
+            unlisted = ", ".join(sorted(left, key=scene.blocks.positions.__getitem__))
             note += f"; blocks that it does not list have 0: {unlisted}"
         return Outcome(values, (note + self._letters(drawn),))
 
