@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from torch.nn import functional
 
 from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import Diagonal, moved
+from ..changes.place import Places, Where
 from ..discovery import discover
 from ..maths.scaling import scaled
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
-from .forwards.low_rank import Factors, LowRankForward
+from .forwards.low_rank import LowRankForward
 from .geometry import Geometry, working_dtype
+from .placed import factors_of
 from .plan import Base, BypassPlan, Met
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
@@ -28,6 +31,8 @@ Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
 _Change = tuple[Tensor, Rows | None, float]
 """A change of the output, the rows of the weight that it is for (None for all), and its strength."""
+_Add = Callable[[Tensor, Tensor, Strengths], Tensor]
+"""As `Forward.add`."""
 
 FORWARDS: dict[type[Any], MakeForward] = {
     form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
@@ -36,16 +41,21 @@ FORWARDS: dict[type[Any], MakeForward] = {
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _Adding:
     """A forward pass, with its rows of the weight (None for all) and the slots of its layers' strengths."""
 
     forward: Forward
+    add: _Add
     rows: Rows | None
     slots: tuple[int, ...]
 
 
 class BoundPlan:
-    """A plan bound to a device and a working dtype: y += sum of strength * change.
+    """A plan bound to a device and a working dtype: y += sum of strength * factor * change.
+
+    The factor is that of the layer's `Where` at each place and sample, and 1 without one. Where it is 0 the
+    result is y, and where it is 1 the result without masks, in every bit, if the device rounds the columns of
+    a product alike whatever is beside them. `places` is set before each pass.
 
     `shifts` are the operators M that change the input in one way for all outputs. They add up to one changed
     input, x + sum of strength * (M - 1) x. Where no other operator needs W x of the unchanged input, the
@@ -53,8 +63,19 @@ class BoundPlan:
     module together, in one more pass.
     """
 
-    def __init__(self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0) -> None:
+    def __init__(
+        self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0, *, apart: Sequence[Where] = ()
+    ) -> None:
         self.geometry = geometry = plan.geometry
+        self.apart = tuple(apart)
+        """Each `Where` whose factors are not applied, see `in_copies`."""
+        self.places: Places | None = None
+        slots = () if plan.formed else tuple(plan.slots())
+        wheres = [one.where for one in slots] or [None]
+        self.wheres = [None if where in self.apart else where for where in wheres]
+        """The `Where` of each slot."""
+        self.copies = [[own in (None, one) for own in wheres] for one in (None, *self.apart)] if apart else []
+        placed = any(self.wheres)
         self.made_for = (x.dtype, x.device, dropout)
         """The dtype and device of the inputs, and the dropout."""
         self.dtype, self.dropout = working_dtype(x), dropout
@@ -63,7 +84,22 @@ class BoundPlan:
         bases = moved(met.bases, device, dtype)
         self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
         others = [base for base in bases if base.outputs is not None or base.rows is not None]
-        self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in others)
+        self.turned: dict[Where | None, list[Base]] = {}
+        """By their `Where`, shifts for which the module runs once more and the outputs are blended: the input
+        of a convolution has other places than its output."""
+        shifted = [wheres[base.slot] for base in self.shifts]
+        if self.apart or (geometry.kernel and any(shifted)):
+            taken = {
+                where: all(base.outputs is None for base in others if wheres[base.slot] is where)
+                for where in shifted
+            }
+            for base in self.shifts:
+                if taken[wheres[base.slot]]:
+                    self.turned.setdefault(wheres[base.slot], []).append(base)
+            self.shifts = [base for base in self.shifts if not taken[wheres[base.slot]]]
+        self.takes_shift = (
+            bool(self.shifts) and not self.turned and all(base.outputs is None for base in others)
+        )
         """Whether the module is given the changed input in place of x."""
         self.scales: list[tuple[Tensor, int]] = []
         """M - 1 and slot of each operator M that only scales all outputs, such as DoRA's."""
@@ -74,20 +110,31 @@ class BoundPlan:
                 self.others.append(base)
             else:
                 self.scales.append((extra, base.slot))
-        items: dict[tuple[MakeForward, Rows | None], list[Item]] = {}
-        for form, rows, slot in met.forms:
+        items: dict[tuple[MakeForward, Rows | None, Where | None], list[Item]] = {}
+        # In the order of each `Where`, as its layers would be added alone.
+        order = list(dict.fromkeys(wheres))
+        mixed = {wheres[slot] for form, _, slot in met.forms if not isinstance(form, LowRank)}
+        for form, rows, slot in sorted(met.forms, key=lambda form: order.index(wheres[form[2]])):
             if geometry.groups > 1:
                 form, rows = _on_all_rows(form, rows, geometry, compute_dtype(dtype), device), None
-            items.setdefault((FORWARDS[type(form)], rows), []).append(Item(moved(form, device), slot))
-        self.forwards = [
-            _Placed(make(geometry, found, dtype, device), rows, tuple(item.slot for item in found))
-            for (make, rows), found in items.items()
-        ]
+            make = FORWARDS[type(form)]
+            where = wheres[slot]
+            # Low-rank layers alone are one pair of products for all, with their factors on down x.
+            joined = geometry.groups == 1 and not (apart or where in mixed)
+            key = make, rows, None if joined else where
+            items.setdefault(key, []).append(Item(moved(form, device), slot))
+        self.forwards: list[_Adding] = []
+        for (make, rows, where), found in items.items():
+            forward = make(geometry, found, dtype, device)
+            add = forward.add
+            if where is not None and where not in self.apart:
+                add = partial(self._add_at, where, add)
+            elif placed and isinstance(forward, LowRankForward):
+                add = partial(self._add_low_rank, forward)
+            self.forwards.append(_Adding(forward, add, rows, tuple(item.slot for item in found)))
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
-        self.operates = bool(self.shifts or self.scales or self.others)
+        self.operates = bool(self.shifts or self.turned or self.scales or self.others)
         """Whether there are operators on the input or the output."""
-        self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
-        """Whether there is nothing to do but to give the module the changed input."""
         # A plan that torch.compile traces is not kept.
         self.follows = not torch.compiler.is_compiling() and self._reads_only(plan.tensors)
         """Whether later passes see the current values of tensors that learn."""
@@ -96,7 +143,7 @@ class BoundPlan:
         """Whether passes read these very tensors, with their current values, and nothing else."""
         if self.operates or self.biases:
             return False
-        read = [placed.forward.reads for placed in self.forwards]
+        read = [adding.forward.reads for adding in self.forwards]
         return all(
             found is not None and all(any(one is own for own in tensors) for one in found) for found in read
         )
@@ -122,12 +169,14 @@ class BoundPlan:
         x is the input as the layers see it. y is the module's output for the input that it was given, and may
         be written over. `run` computes W x + b.
         """
-        total = self.seen(y)
+        total = met = self.seen(y)
         changes: list[_Change] = []
         extra = None
         if self.operates:
-            changes = self._by_operators(x, total, strengths, run)
-            extra = self._on_all_outputs(strengths)
+            for bases in self.turned.values():
+                total = self._blended(x, total, met, bases, strengths, run)
+            changes = self._by_operators(x, met, strengths, run)
+            extra = self._summed(self.scales, total, strengths)
         before = total
         total = total.contiguous()
         if extra is not None:
@@ -141,12 +190,8 @@ class BoundPlan:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         return shaped(self.beside(x, total, strengths), y.shape).to(y.dtype)
 
-    def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
-        """`finish` for a plan without operators: from the module's input x and its output y.
-
-        `factors` multiply the changes over the places of y, see `LowRankForward.add`. Only a plan whose forms
-        are all low-rank takes them.
-        """
+    def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+        """`finish` for a plan without operators: from the module's input x and its output y."""
         total = y
         if self.forwards:
             x, total = self.seen(x), self.seen(y)
@@ -155,99 +200,140 @@ class BoundPlan:
             if self.geometry.kernel:
                 x, total = self.geometry.padded(x), total.contiguous()
             with in_own_dtypes(x.device):
-                for placed in self.forwards:
+                for adding in self.forwards:
                     # `map` runs no Python code for each slot, as a generator would.
-                    if not any(map(strengths.__getitem__, placed.slots)):
+                    if not any(map(strengths.__getitem__, adding.slots)):
                         continue
-                    add = placed.forward.add
-                    if factors is not None:
-                        add = partial(cast("LowRankForward", placed.forward).add, factors=factors)
-                    if placed.rows is None:
-                        total = add(total, x, strengths)
+                    if adding.rows is None:
+                        total = adding.add(total, x, strengths)
                         continue
-                    part = self.geometry.part(total, placed.rows)
-                    found = add(part, x, strengths)
+                    part = self.geometry.part(total, adding.rows)
+                    found = adding.add(part, x, strengths)
                     if found is not part:
                         part.copy_(found)
-        if self.biases and (change := self._bias_change(strengths)) is not None:
-            total = total + self.geometry.per_channel(change.to(self.dtype))
+        if self.biases and (change := self._summed(self.biases, total, strengths)) is not None:
+            total = total + change.to(self.dtype)
         return (total if total.shape == y.shape else total.view(y.shape)).to(y.dtype)
 
-    def _on_all_outputs(self, strengths: Strengths) -> Tensor | None:
-        """The sum of strength * (M - 1) over `scales`, for each channel; None where nothing is scaled."""
+    def in_copies(
+        self, y: Tensor, strengths: Strengths, act: Callable[[Tensor, Strengths], Tensor]
+    ) -> Tensor:
+        """What `act` makes of y with all layers but those of `apart`, followed by the samples once more for
+        each of `apart`, with its layers too.
+
+        This is for a module whose tokens have no place but whose output is used at all places, such as keys
+        and values made of a text.
+        """
+        return torch.cat([act(y.clone(), list(map(mul, strengths, own))) for own in self.copies])
+
+    def _blended(
+        self, x: Tensor, total: Tensor, y: Tensor, bases: Sequence[Base], strengths: Strengths, run: Run
+    ) -> Tensor:
+        """total + factor * (y' - y), with y' of the input that `bases` change: y' where the factor is 1 and
+        `total` is y."""
+        change = self._turned(bases, x, strengths)
+        if change is None:
+            return total
+        found = self.seen(run((x + change).to(self.made_for[0])))
+        found = found if total is y else found + (total - y)
+        factors = self._factors(bases[0].slot, y)
+        return found if factors is None else torch.lerp(total, found, factors.to(found.dtype))
+
+    def _factors(self, slot: int, y: Tensor) -> Tensor | None:
+        """The factors of a slot, shaped to be multiplied with an input or output y; None for 1."""
+        where = self.wheres[slot]
+        return None if where is None else factors_of(where, self.places, len(self.geometry.kernel), y)
+
+    def _at(self, slot: int, change: Tensor, y: Tensor | None = None) -> Tensor:
+        """The change times the factors of its slot; y is an input or output with its places."""
+        factors = self._factors(slot, change if y is None else y)
+        return change if factors is None else (change * factors).to(change.dtype)
+
+    def _add_low_rank(self, forward: LowRankForward, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+        """As `Forward.add`, with the factors of each slot."""
+        kernel = len(self.geometry.kernel)
+        wheres = dict.fromkeys(filter(None, self.wheres))
+        factors = {where: factors_of(where, self.places, kernel, y) for where in wheres}
+        by_slot = [None if where is None else factors[where] for where in self.wheres]
+        return forward.add(y, x, strengths, by_slot.__getitem__)
+
+    def _add_at(self, where: Where, add: _Add, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+        """As `Forward.add`, with the factors of one `Where`."""
+        kernel = len(self.geometry.kernel)
+        factors = factors_of(where, self.places, kernel, y)
+        if kernel:
+            return torch.lerp(y, add(y.clone(), x, strengths), factors.to(y.dtype))
+        # The change is linear in x, so x takes the factors: exact where they are 0 or 1.
+        return add(y, (x * factors).to(x.dtype), strengths)
+
+    def _summed(self, values: Sequence[tuple[Tensor, int]], y: Tensor, strengths: Strengths) -> Tensor | None:
+        """The sum of strength * factor * value over vectors of the channels of y; None for nothing."""
         total: Tensor | None = None
-        for extra, slot in self.scales:
+        for value, slot in values:
             if strengths[slot] != 0.0:
-                one = extra * strengths[slot]
+                one = self._at(slot, self.geometry.per_channel(value * strengths[slot]), y)
                 total = one if total is None else total + one
-        return None if total is None else self.geometry.per_channel(total)
+        return total
 
     def _scaled(self, y: Tensor, extra: Tensor) -> Tensor:
         """y + (y - bias) * extra; y may be written over."""
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
-            return found if self.bias is None else found.sub_(self.bias * extra)
+            return found if self.bias is None else found.addcmul_(self.bias, extra, value=-1)
         return scaled(y, extra, self.bias)
 
-    def _bias_change(self, strengths: Strengths) -> Tensor | None:
-        """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""
-        total: Tensor | None = None
-        for change, slot in self.biases:
-            if strengths[slot] != 0.0:
-                total = (
-                    strengths[slot] * change if total is None else total.add(change, alpha=strengths[slot])
-                )
-        return total
-
     def _turned(self, bases: Sequence[Base], x: Tensor, strengths: Strengths) -> Tensor | None:
-        """The sum of strength * (M - 1) x over the operators M on inputs; None where nothing is added."""
+        """The sum of strength * (M - 1) x over the operators M on inputs; None where nothing is added.
+
+        For a linear layer it has the factors of each.
+        """
         total: Tensor | None = None
         for base in bases:
             if strengths[base.slot] != 0.0 and base.inputs is not None:
                 change = self.geometry.turned(base.inputs, x) * strengths[base.slot]
+                change = change if self.geometry.kernel else self._at(base.slot, change)
                 total = change if total is None else total + change
         return total
 
     def _by_operators(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> list[_Change]:
         """The changes by `shifts` and `others`."""
-        others = [base for base in self.others if strengths[base.slot] != 0.0]
+        bases = self.others if self.takes_shift else [*self.shifts, *self.others]
         inputs: list[Tensor] = []
-        rest: list[tuple[Base | None, Rows | None]] = []
-        """What each of `inputs` is for: (base, rows) or (None, rows).
-
-        With a base, its operator on outputs and its strength are still to be applied. With None, the
-        strengths are already in the input.
-        """
-        if not self.takes_shift and (change := self._turned(self.shifts, x, strengths)) is not None:
-            inputs.append(change)
-            rest.append((None, None))
-        by_rows: dict[Rows | None, list[Base]] = {}
-        for base in others:
+        rest: list[Base] = []
+        """What each of `inputs` is for. What is on its outputs is still to come."""
+        alike: dict[tuple[Rows | None, Where | None], list[Base]] = {}
+        """Operators on inputs alone that share one changed input, with their strengths."""
+        changes: list[_Change] = []
+        for base in bases:
+            if strengths[base.slot] == 0.0:
+                continue
             if base.outputs is None:
-                by_rows.setdefault(base.rows, []).append(base)
+                where = self.wheres[base.slot] if self.geometry.kernel else None
+                alike.setdefault((base.rows, where), []).append(base)
             elif base.inputs is not None:
                 inputs.append(self.geometry.turned(base.inputs, x))
-                rest.append((base, base.rows))
-        # Operators on inputs alone, for the same rows, share one changed input.
-        for rows, bases in by_rows.items():
-            change = self._turned(bases, x, strengths)
+                rest.append(base)
+            else:
+                # Operators on outputs alone need no further W x: y holds it.
+                met = self.geometry.part(self._unbiased(y), base.rows)
+                changes.append(
+                    (self._at(base.slot, self._on_outputs(base, met)), base.rows, strengths[base.slot])
+                )
+        for several in alike.values():
+            change = self._turned(several, x, strengths)
             assert change is not None
             inputs.append(change)
-            rest.append((None, rows))
-        changes: list[_Change] = []
-        for value, (base, rows) in zip(self._products(inputs, run), rest, strict=True):
-            part = self.geometry.part(value, rows)
-            if base is None:
-                changes.append((part, rows, 1.0))
-                continue
-            # outputs @ W @ inputs - W = part + (outputs - 1) (W + part), with part = W (inputs - 1).
-            met = self.geometry.part(self._unbiased(y), rows) + part
-            changes.append((part + self._on_outputs(base, met), rows, strengths[base.slot]))
-        # Operators on outputs alone need no further W x: y holds it.
-        for base in others:
-            if base.inputs is None:
-                met = self.geometry.part(self._unbiased(y), base.rows)
-                changes.append((self._on_outputs(base, met), base.rows, strengths[base.slot]))
+            rest.append(several[0])
+        for value, base in zip(self._products(inputs, run), rest, strict=True):
+            part, strength = self.geometry.part(value, base.rows), strengths[base.slot]
+            if base.outputs is None:
+                strength = 1.0
+            else:
+                # outputs @ W @ inputs - W = part + (outputs - 1) (W + part), with part = W (inputs - 1).
+                part = part + self._on_outputs(base, self.geometry.part(self._unbiased(y), base.rows) + part)
+            if base.outputs is not None or self.geometry.kernel:
+                part = self._at(base.slot, part)
+            changes.append((part, base.rows, strength))
         return changes
 
     def _products(self, inputs: Sequence[Tensor], run: Run) -> Sequence[Tensor]:

@@ -174,7 +174,7 @@ apart = _operation(
     _apart,
     _form_of_apart,
 )
-"""The output of a module with `Bypass.apart`: see `PlacedPlan`."""
+"""The output of a module with `Bypass.apart`: see `BoundPlan.in_copies`."""
 blend = _operation(
     "blend(Tensor total, Tensor base, Tensor found, Tensor number, int index) -> Tensor",
     _blend,

@@ -20,7 +20,6 @@ from . import compiled
 from .bound import BoundPlan
 from .forwards.forward import Strengths, in_own_dtypes, narrowing, outliving
 from .geometry import geometry_of
-from .placed import PlacedPlan
 from .plan import BypassPlan, Met
 from .share import WeightShare
 from .whole import ALONE, WholePass, WholePlan, alone_in
@@ -114,7 +113,7 @@ def own_of(module: nn.Module, name: str) -> Any:
     return held[name] if name in held else getattr(module, name, None)
 
 
-_Pass = tuple[BoundPlan | PlacedPlan | WholePass, Tensor, Tensor]
+_Pass = tuple[BoundPlan | WholePass, Tensor, Tensor]
 """What a pass keeps: the bound plan, the input that layers see, and the input that the module is given."""
 
 
@@ -199,13 +198,13 @@ class Bypass:
 
         `before_pass` must set it, unless it is set already."""
         self.apart: tuple[Where, ...] = ()
-        """Places whose outputs are not blended: as in `PlacedPlan`. To be set before the first pass."""
+        """See `BoundPlan.in_copies`. To be set before the first pass."""
         self.strengths = plan.strengths
         """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
 
         They may be changed at any time."""
         self._reader = reader or PlainReader()
-        self._bound: BoundPlan | PlacedPlan | None = None
+        self._bound: BoundPlan | None = None
         self._whole_plan: WholePlan | None = None
         self._pass: _Pass | None = None
         """Held from the first hook of a pass to the second."""
@@ -332,7 +331,11 @@ class Bypass:
         bound = self._bind(x, given)
         # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
         assert not isinstance(bound, WholePass)
-        return y if bound is None else bound.beside(x, y, self._slots)
+        if bound is None:
+            return y
+        if bound.apart:
+            return bound.in_copies(y, self._slots, partial(bound.beside, x))
+        return bound.beside(x, y, self._slots)
 
     def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Change the module's own output by a plan whose operators change outputs alone."""
@@ -383,6 +386,8 @@ class Bypass:
         """The module's output y with the plan's changes."""
         bound, seen, given = held
         run, nested, y = partial(self._run, module, args, kwargs), y, _flat(y)
+        if not isinstance(bound, WholePass) and bound.apart:
+            return bound.in_copies(y, self._slots, partial(bound.finish, seen, run=run))
         if not (bound.operates and self._stands_beside_another()):
             return _like(bound.finish(seen, y, self._slots, run), nested)
         x = _flat(input_of(args, kwargs))
@@ -458,7 +463,7 @@ class Bypass:
         plain = type(self._reader) is PlainReader
         return hidden or not (plain or self._reader.forward(module) == module.forward)
 
-    def _bind(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | PlacedPlan | WholePass | None:
+    def _bind(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | WholePass | None:
         """The plan for the input's dtype and device, kept for later passes that it serves as well.
 
         None where all strengths are 0, to keep every bit of the output. A pass begins with `given`, the
@@ -488,20 +493,16 @@ class Bypass:
                 return whole
             if bound is None or anew:
                 bound = self._bound_anew(x, anew)
-        if isinstance(bound, PlacedPlan):
-            bound.places = self.places
+        bound.places = self.places
         return bound
 
-    def _bound_anew(self, x: Tensor, anew: bool) -> BoundPlan | PlacedPlan:
+    def _bound_anew(self, x: Tensor, anew: bool) -> BoundPlan:
         """The plan for the input's dtype and device, kept unless other passes need another."""
         if anew:
             self.met = None
         met = self.meet(compute_dtype(x.dtype), x.device)
         with outliving():
-            if self.plan.placed or self.apart:
-                bound = PlacedPlan(self.plan, met, x, self.dropout, apart=self.apart)
-            else:
-                bound = BoundPlan(self.plan, met, x, self.dropout)
+            bound = BoundPlan(self.plan, met, x, self.dropout, apart=self.apart)
         self._bound = None if anew and not bound.follows else bound
         return bound
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -72,16 +72,6 @@ class Met:
     bases: tuple[Base, ...]
     biases: tuple[tuple[Tensor, int], ...]
     bias: Tensor | None = None
-
-    def only(self, slots: Collection[int]) -> Met:
-        """What the layers in some slots add."""
-        bases = tuple(base for base in self.bases if base.slot in slots)
-        return Met(
-            tuple(form for form in self.forms if form[2] in slots),
-            bases,
-            tuple(change for change in self.biases if change[1] in slots),
-            self.bias if bases else None,
-        )
 
 
 @dataclass(frozen=True)

@@ -436,3 +436,14 @@ def test_several_masks_of_low_rank_layers_take_no_further_products(name: str) ->
     unmasked = products(None, None)
     assert unmasked > 1
     assert products(halves(), soft()) == products(None, halves()) == unmasked
+
+
+@pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "oftv2"])
+def test_a_masked_change_is_added_without_a_second_output(kind: str) -> None:
+    """The change itself has the factors: nothing is computed beside the mask and blended."""
+    case = PLACED["linear"]
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run(case.module(), case.input(), places(case), (layer(kind, case), 0.5, halves()))
+    names = [event.name for event in found.events() or ()]
+    # The one makes the factors of the mask.
+    assert "aten::linear" in names and names.count("aten::lerp") == 1
