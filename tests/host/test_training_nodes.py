@@ -822,8 +822,8 @@ def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
         row = (family.name, str(family.rank), f"{family.lr:g}", f"{times}, {words}", family.source)
         assert f"| {' | '.join(row)} |" in page, row
     others = {name: kind.fresh_rate for name, kind in host.ops.ALGORITHMS.items() if kind.fresh_rate != 1}
-    assert others == {"lokr": 10, "ia3": 10, "full": 0.1}
-    assert "ten times that for `lokr` and `ia3` and a tenth for `full`" in page
+    assert others == {"lokr": 10, "ia3": 10, "vera": 10, "full": 0.1}
+    assert "ten times that for `lokr`, `ia3` and `vera`, and a tenth for `full`" in page
 
 
 @pytest.mark.soak
