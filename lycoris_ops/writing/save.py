@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
+from ..algorithms.sharing import Sharing
 from ..errors import LayerError, LycorisError, either, located, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
@@ -182,9 +183,12 @@ def save_adapter(
 
 def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     """How ComfyUI's own loader misreads layers, one line for each fault."""
-    if fault := write_of(dialect).in_comfy:
-        return (fault,)
-    faults = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
+    write = write_of(dialect)
+    if write.in_comfy:
+        return (write.in_comfy,)
+    # Layers that share tensors are written as another kind where a file has no place for these.
+    own = (layer for layer in layers if write.shares or not isinstance(layer, Sharing))
+    faults = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in own)
     return tuple(
         f"ComfyUI's own loader {fault}: {number_of(count, f'{kind} layer')}. Load LoRA / LyCORIS reads it"
         for (kind, fault), count in faults.items()

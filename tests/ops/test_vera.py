@@ -143,6 +143,7 @@ def test_a_network_is_saved_as_pefts_file_or_as_lora(tmp_path: Path) -> None:
     for dialect in ("comfy", "lycoris"):
         path = tmp_path / f"{dialect}.safetensors"
         network.save_weights(path, dialect=dialect)
+        assert lyc.faults_in_comfy((one.layer for one in network.members.values()), dialect) == ()
         loras = lyc.load_adapter(path)
         assert {(layer.algorithm, layer.rank) for layer in loras.layers.values()} == {("lora", RANK)}
         met = lyc.create_lycoris(own, weights=path)
