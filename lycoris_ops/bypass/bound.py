@@ -31,8 +31,6 @@ Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
 _Change = tuple[Tensor, Rows | None, float]
 """A change of the output, the rows of the weight that it is for (None for all), and its strength."""
-_Add = Callable[[Tensor, Tensor, Strengths], Tensor]
-"""As `Forward.add`."""
 
 FORWARDS: dict[type[Any], MakeForward] = {
     form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
@@ -45,9 +43,12 @@ class _Adding:
     """A forward pass, with its rows of the weight (None for all) and the slots of its layers' strengths."""
 
     forward: Forward
-    add: _Add
     rows: Rows | None
     slots: tuple[int, ...]
+    where: Where | None = None
+    """The `Where` whose factors the whole change has."""
+    by_slot: bool = False
+    """Whether each slot has factors of its own, which only a `LowRankForward` takes."""
 
 
 class BoundPlan:
@@ -126,12 +127,10 @@ class BoundPlan:
         self.forwards: list[_Adding] = []
         for (make, rows, where), found in items.items():
             forward = make(geometry, found, dtype, device)
-            add = forward.add
-            if where is not None and where not in self.apart:
-                add = partial(self._add_at, where, add)
-            elif placed and isinstance(forward, LowRankForward):
-                add = partial(self._add_low_rank, forward)
-            self.forwards.append(_Adding(forward, add, rows, tuple(item.slot for item in found)))
+            where = None if where in self.apart else where
+            by_slot = placed and where is None and isinstance(forward, LowRankForward)
+            slots_of = tuple(item.slot for item in found)
+            self.forwards.append(_Adding(forward, rows, slots_of, where, by_slot))
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
         self.operates = bool(self.shifts or self.turned or self.scales or self.others)
         """Whether there are operators on the input or the output."""
@@ -204,11 +203,14 @@ class BoundPlan:
                     # `map` runs no Python code for each slot, as a generator would.
                     if not any(map(strengths.__getitem__, adding.slots)):
                         continue
+                    add = adding.forward.add
+                    if adding.where is not None or adding.by_slot:
+                        add = partial(self._add_placed, adding)
                     if adding.rows is None:
-                        total = adding.add(total, x, strengths)
+                        total = add(total, x, strengths)
                         continue
                     part = self.geometry.part(total, adding.rows)
-                    found = adding.add(part, x, strengths)
+                    found = add(part, x, strengths)
                     if found is not part:
                         part.copy_(found)
         if self.biases and (change := self._summed(self.biases, total, strengths)) is not None:
@@ -249,22 +251,20 @@ class BoundPlan:
         factors = self._factors(slot, change if y is None else y)
         return change if factors is None else (change * factors).to(change.dtype)
 
-    def _add_low_rank(self, forward: LowRankForward, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        """As `Forward.add`, with the factors of each slot."""
-        kernel = len(self.geometry.kernel)
-        wheres = dict.fromkeys(filter(None, self.wheres))
-        factors = {where: factors_of(where, self.places, kernel, y) for where in wheres}
-        by_slot = [None if where is None else factors[where] for where in self.wheres]
-        return forward.add(y, x, strengths, by_slot.__getitem__)
-
-    def _add_at(self, where: Where, add: _Add, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        """As `Forward.add`, with the factors of one `Where`."""
-        kernel = len(self.geometry.kernel)
-        factors = factors_of(where, self.places, kernel, y)
+    def _add_placed(self, adding: _Adding, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+        """As `Forward.add`, with factors over places and samples."""
+        kernel, forward = len(self.geometry.kernel), adding.forward
+        if adding.where is None:
+            assert isinstance(forward, LowRankForward)
+            wheres = dict.fromkeys(filter(None, self.wheres))
+            factors = {where: factors_of(where, self.places, kernel, y) for where in wheres}
+            by_slot = [None if where is None else factors[where] for where in self.wheres]
+            return forward.add(y, x, strengths, by_slot.__getitem__)
+        own = factors_of(adding.where, self.places, kernel, y)
         if kernel:
-            return torch.lerp(y, add(y.clone(), x, strengths), factors.to(y.dtype))
+            return torch.lerp(y, forward.add(y.clone(), x, strengths), own.to(y.dtype))
         # The change is linear in x, so x takes the factors: exact where they are 0 or 1.
-        return add(y, (x * factors).to(x.dtype), strengths)
+        return forward.add(y, (x * own).to(x.dtype), strengths)
 
     def _summed(self, values: Sequence[tuple[Tensor, int]], y: Tensor, strengths: Strengths) -> Tensor | None:
         """The sum of strength * factor * value over vectors of the channels of y; None for nothing."""

@@ -6,7 +6,9 @@ or 1, and elsewhere with y + sum of m (y' - y) in float64.
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -447,3 +449,23 @@ def test_a_masked_change_is_added_without_a_second_output(kind: str) -> None:
     names = [event.name for event in found.events() or ()]
     # The one makes the factors of the mask.
     assert "aten::linear" in names and names.count("aten::lerp") == 1
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_a_masked_plan_is_freed_with_its_hook(kind: str) -> None:
+    """A cycle would keep its tensors until Python collects garbage, which no full device asks for."""
+    case = PLACED["linear"]
+    found = lyc.geometry_of(module := case.module())
+    assert not isinstance(found, str)
+    hooks = hook(module, lyc.BypassPlan.build(found, [slot(layer(kind, case), Where(halves()))]))
+    hooks.places = places(case)
+    module(case.input())
+    bound = weakref.ref(hooks._bound)
+    gc.collect()
+    gc.disable()
+    try:
+        hooks.remove()
+        del hooks
+        assert bound() is None
+    finally:
+        gc.enable()
