@@ -13,7 +13,7 @@ Every form has six methods:
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
 - `work` returns how many multiplications it takes to multiply one input by the factors.
-- `parts` returns the parts of the form's `Reach`. A tensor stands for its largest absolute value.
+- `bounds` returns the bounds of the form's `Reach`. A tensor stands for its largest absolute value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..maths.decompositions import Span
-from ..maths.recompute import hadamard
+from ..maths.recompute import by_torch_func, hadamard
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, kronecker, largest_of, shaped
 
@@ -235,8 +235,9 @@ def plus(weight: Tensor, forms: Sequence[Additive]) -> Tensor:
     first, *rest = forms
     if not isinstance(first, LowRank):
         total = shaped(add_up(forms, weight.dtype, weight.device), weight.shape)
-        # In place, to save a copy of the weight's size, unless the sum may be a tensor that a layer holds.
-        return weight + total if isinstance(first, Dense) else total.add_(weight)
+        # In place, to save a copy of the weight's size, unless the sum may be a tensor that a layer holds, or
+        # the weight a batch of weights under `torch.func.vmap`.
+        return weight + total if isinstance(first, Dense) or by_torch_func() else total.add_(weight)
     # One operation, which keeps no product beside the sum.
     up, down = first.up.to(weight), first.down.to(weight)
     total = torch.addmm(weight.reshape(len(weight), -1), up, down, alpha=first.scale)

@@ -346,6 +346,21 @@ def test_transforms_of_torch_func_see_a_network(kind: str, form: str) -> None:
         same(found[f"network.{name}"], value.grad)
 
 
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_vmap_takes_a_batch_of_weights_that_are_rebuilt(kind: str) -> None:
+    module = nn.Sequential(nn.Linear(6, 4)).double()
+    network = lyc.create_lycoris(module, algorithm=kind, rank=2, form="rebuilt", seed=0).double()
+    for value in network.parameters():
+        nn.init.normal_(value)
+    network.apply_to()
+    weights, x = rand(3, 4, 6).double(), rand(5, 6).double()
+
+    def run(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(module, {"0.weight": weight}, (x,))
+
+    same(torch.func.vmap(run)(weights), torch.stack([run(weight) for weight in weights]))
+
+
 def test_a_patch_of_learning_layers_records_nothing() -> None:
     weight = torch.randn(12, 18)
     one = learning(layer("loha", MODULES["linear"]))
