@@ -14,6 +14,8 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.table.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
+SHARED = frozenset[str]().union(*(kind.table.shared for kind in ALGORITHMS.values()))
+"""Suffixes of tensors that serve all layers: alone they make no layer either."""
 WORDS = 8
 """The most words of an unknown suffix. No tool writes more than four, but a key of nothing but dots has
 hundreds."""
@@ -70,7 +72,8 @@ def _adopt(key: str, grouped: Groups) -> bool:
         if end < 0:
             return False
         suffix, known = key[end + 1 :], grouped.get(key[:end])
-        if known is not None and suffix not in known:
+        # PEFT's shared tensors have the name with which the keys of all its layers begin.
+        if known is not None and suffix not in known and not SHARED.issuperset(known):
             known[suffix] = key
             return True
     return False

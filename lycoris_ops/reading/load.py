@@ -171,6 +171,11 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
             raise error.within(file=file.path, key=name) from None
         unreadable[name] = _why_not(frozenset(keys))
         unused.extend(keys.values())
+    if unused:
+        # A layer that is not read may share tensors with others that are.
+        used = {key for each in info.values() for key in each.keys.values()}
+        # Once each: layers that are not read may share tensors too.
+        unused = [key for key in dict.fromkeys(unused) if key not in used]
     if unused and isinstance(file, DerivedFile):
         # What nothing reads is told and copied as it is in the file.
         file = file.restored(unused)
@@ -183,8 +188,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         read.dialect.name if read.dialect else spoken_in(names, file.metadata),
         info,
         unreadable,
-        # Once each: the parts of a fused layer share keys.
-        tuple(key for key in dict.fromkeys(unused) if not key.startswith(BUNDLED)),
+        tuple(key for key in unused if not key.startswith(BUNDLED)),
         tuple(sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})),
         config.path if config else None,
         cache,

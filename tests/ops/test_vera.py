@@ -192,3 +192,42 @@ def test_a_live_models_state_dict_is_read(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(
         adapter.layers["base_model.model.q"].delta(torch.zeros(12, 18).double()), change(found, "q")
     )
+
+
+def test_a_head_and_biases_beside_are_read(tmp_path: Path) -> None:
+    """The name of the shared tensors begins the keys of all others, and takes none of them."""
+    base = model()
+    base["head"], base["norm"] = nn.Linear(12, 3), nn.LayerNorm(12)
+    found = adapted(base, modules_to_save=["head"], bias="all")
+    with warnings.catch_warnings(action="ignore"):
+        found.save_pretrained(str(tmp_path))
+    adapter = lyc.load_adapter(tmp_path)
+    assert not adapter.unused_keys and not adapter.unreadable
+    kinds = {name: info.algorithm.algorithm for name, info in adapter.info.items()}
+    layers = {**dict.fromkeys(SHAPES, "vera"), "head": "full", "norm": "full"}
+    assert kinds.items() >= {f"base_model.model.{name}": kind for name, kind in layers.items()}.items()
+
+
+@pytest.mark.parametrize(
+    ("key", "unreadable"),
+    [
+        ("base_model.model.other.stranger", set[str]()),
+        ("base_model.stranger", set[str]()),
+        ("base_model.alpha", {"base_model"}),
+        ("base_model.model.q.stranger", {"base_model.model.q"}),
+    ],
+)
+def test_an_unknown_key_beside_leaves_the_other_layers(
+    tmp_path: Path, key: str, unreadable: set[str]
+) -> None:
+    """And what other layers read is not told to be read by nothing."""
+    written(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    adapter = lyc.adapter_of_tensors({**tensors, key: torch.ones(1)}, name="x")
+    assert set(adapter.unreadable) == unreadable
+    layers = {f"base_model.model.{name}" for name in SHAPES}
+    assert set(adapter.info) == layers - unreadable
+    assert set(adapter.unused_keys) == {
+        key,
+        *(own for own in tensors if "vera_lambda" in own and own.rpartition(".")[0] in unreadable),
+    }

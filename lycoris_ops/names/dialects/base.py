@@ -60,7 +60,7 @@ class Opened:
     on_parameters: frozenset[str] = frozenset()
     """The names of layers that are known to be on parameters, see `peft.parameters`."""
     own: Mapping[str, Config[Any]] = field(default_factory=dict[str, Config[Any]])
-    """The configurations in the file, by the component of a model that each is for; "" is for all parts."""
+    """The configurations in the file, by the component of a model that each is for; "" is for all of them."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ VALUES = {"weight": SET, "bias": SET_BIAS}
 BY_VALUES = frozenset({ln_tuning.LnTuningConfig, tokens.TrainableTokensConfig})
 """The kinds that hold values, not changes. In a file with other kinds their tensors have other names."""
 BESIDE = {**ln_tuning.BESIDE, **tokens.BESIDE}
-"""These names, by those in a file of their own."""
+"""The suffixes in a file with other kinds, by the suffixes of the same tensors in a file of these alone."""
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
@@ -181,7 +181,7 @@ def _without_pruned(file: TensorFile) -> TensorFile:
 def _config_of(
     read: Opened, name: LayerName, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
 ) -> Config[Any] | None:
-    """The configuration in the file for the layer's part, else the one beside the file.
+    """The configuration in the file for the layer's component, else the one beside the file.
 
     Every layer with PEFT's prefix follows that one. But in a folder of many files it may belong to another
     file, so a layer that only has PEFT's suffixes must also have its rank. A layer that has a tensor of the
@@ -222,13 +222,16 @@ def _doubled(keys: Collection[str]) -> bool:
 
 def _regrouped(grouped: Groups) -> Groups:
     """Each layer of VeRA with the tensors that all of them share."""
-    shared = grouped.get(SHARED, {})
-    if not any(LAMBDA_B in keys for keys in grouped.values()) or not Vera.table.shared.issuperset(shared):
+    named = grouped.get(SHARED, {})
+    # With vectors of its own it is one of the layers.
+    if LAMBDA_B in named or not any(LAMBDA_B in keys for keys in grouped.values()):
         return grouped
+    shared = {suffix: key for suffix, key in named.items() if suffix in Vera.table.shared}
+    others = {suffix: key for suffix, key in named.items() if suffix not in shared}
     return {
         name: {**shared, **keys} if LAMBDA_B in keys else keys
-        for name, keys in grouped.items()
-        if name != SHARED
+        for name, keys in {**grouped, SHARED: others}.items()
+        if keys
     }
 
 
@@ -290,8 +293,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _held(made: Sequence[Encoded]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The layers with the names that PEFT gives to values beside other kinds, with experts joined, and with
-    what all layers share once.
+    """The names and tensors in the file: experts are joined, and what all layers share is there once.
 
     In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
     `token_adapter`.
