@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..lycoris_ops import discover_classes
+from pathlib import Path
+
+from ..lycoris_ops import add_messages, discover_classes
 from . import nodes
 from .host.page import ComfyExtension, io
 from .routes import add_routes
@@ -11,6 +13,7 @@ from .schema.checks import completed
 __all__ = ["NODES", "LycorisExtension"]
 
 
+add_messages(Path(__file__).with_name("messages.json"))
 NODES = [completed(node) for node in discover_classes(nodes.__name__, io.ComfyNode)]
 add_routes()
 

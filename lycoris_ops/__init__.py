@@ -43,7 +43,6 @@ from .errors import ScheduleError as ScheduleError
 from .errors import TrainError as TrainError
 from .errors import WriteError as WriteError
 from .errors import located as located
-from .errors import number_of as number_of
 from .errors import unknown_name as unknown_name
 from .extract.extract import extract_adapter as extract_adapter
 from .files.cache import TensorCache as TensorCache
@@ -81,6 +80,8 @@ from .merge.merge import merge_adapters as merge_adapters
 from .merge.merge import orthogonal_adapters as orthogonal_adapters
 from .merge.method import MergeMethod as MergeMethod
 from .merge.registry import merge_methods as merge_methods
+from .messages import add_messages as add_messages
+from .messages import number_of as number_of
 from .modules.presets import PRESETS as PRESETS
 from .names.architectures import BOUNDARIES as BOUNDARIES
 from .names.architectures import FRAME_RATES as FRAME_RATES

@@ -266,7 +266,7 @@ def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) ->
 def check_png(path: Path) -> None:
     """Raise LycorisError for a path that does not end in .png."""
     if path.suffix.lower() != ".png":
-        raise LycorisError("a picture cannot be written in this form", file=str(path), expected=".png")
+        raise LycorisError("E-picture-form-unknown", file=str(path))
 
 
 def write_png(path: Path, draw: Callable[[], Picture]) -> None:
@@ -319,9 +319,7 @@ def _pillow(name: str) -> Any:
     try:
         return import_module(f"PIL.{name}")
     except ImportError as error:
-        raise LycorisError(
-            "Pillow is not installed, so no pictures can be drawn", hint="pip install pillow"
-        ) from error
+        raise LycorisError("E-pillow-not-installed") from error
 
 
 class _Raster:

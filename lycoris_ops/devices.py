@@ -14,10 +14,4 @@ def check_device(device: str | torch.device) -> None:
     # A torch that is built without CUDA raises AssertionError.
     except (AssertionError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
-        raise LycorisError(
-            "nothing can be computed on this device",
-            key="device",
-            got=f"{device}: {why}",
-            expected="cpu, or the name of an accelerator of this machine, such as cuda:0",
-            hint="For an accelerator, install the torch that is built for it",
-        ) from error
+        raise LycorisError("E-device-unusable", key="device", device=str(device), why=why) from error

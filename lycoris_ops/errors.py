@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeVar
+
+from .messages import Value, filled, messages
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,34 +40,63 @@ def _shown(character: str) -> str:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is an attribute, unchanged. The message joins the known parts, each made safe by `printable`,
-    so that text from a file can neither start a new line nor control a terminal. A caller that knows more
-    (the file, the layer) adds it with :meth:`within`. `place` is where in the user's input the fault is, such
-    as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's weight that
-    the layer was to be applied to.
+    `code` names the error, such as `E-file-empty`, and `values` are what its text is filled with: see
+    `messages`. A value `got`, `expected` or `hint` stands for itself where the text has none. A text in place
+    of a code is its own problem.
+
+    The message joins the known parts, each made safe by `printable`, so that text from a file can neither
+    start a new line nor control a terminal. A caller that knows more (the file, the layer) adds it with
+    :meth:`within`. `place` is where in the user's input the fault is, such as `row 2`. `key` is a key of the
+    file, mostly the name of a layer; `weight` is the model's weight that the layer was to be applied to.
     """
 
     def __init__(
         self,
-        problem: str,
+        code: str,
         *,
         file: str | None = None,
         place: str | None = None,
         key: str | None = None,
         weight: str | None = None,
-        got: str | None = None,
-        expected: str | None = None,
-        hint: str | None = None,
+        **values: Value,
     ) -> None:
-        self.problem = problem
+        self.code = code
         self.file = file
         self.place = place
         self.key = key
         self.weight = weight
-        self.got = got
-        self.expected = expected
-        self.hint = hint
-        super().__init__(problem)
+        self.values: dict[str, Value] = values
+        super().__init__(code)
+
+    @property
+    def problem(self) -> str:
+        """What went wrong."""
+        return self._text("problem") or ""
+
+    @property
+    def got(self) -> str | None:
+        """What was found."""
+        return self._text("got")
+
+    @property
+    def expected(self) -> str | None:
+        """What should have been found."""
+        return self._text("expected")
+
+    @property
+    def hint(self) -> str | None:
+        """What to do."""
+        return self._text("hint")
+
+    def _text(self, part: str) -> str | None:
+        if (own := self.values.get(part)) is not None:
+            return str(own)
+        text = (
+            messages().get(self.code, {"problem": self.code.replace("{", "{{").replace("}", "}}")}).get(part)
+        )
+        if text is None:
+            return None
+        return filled(text, {"key": self.key, "weight": self.weight, **self.values})
 
     def within(
         self,
@@ -81,6 +112,12 @@ class LycorisError(Exception):
         self.key = self.key or key
         self.weight = self.weight or weight
         return self
+
+    def shown_as(self, shown: Callable[[str], str]) -> None:
+        """Replace each text that this error brings along, such as the path of a file, by what `shown` returns
+        for it."""
+        for values in (vars(self), self.values):
+            values.update({name: shown(text) for name, text in values.items() if isinstance(text, str)})
 
     def __str__(self) -> str:
         file, place, key, weight, got, expected, problem, hint = self._printable()
@@ -137,16 +174,6 @@ class located:  # noqa: N801 - used as a function is
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, LycorisError):
             error.within(**self._places)
-
-
-def number_of(count: int, one: str, many: str | None = None) -> str:
-    """A number with what it counts: `1 layer`, `2 layers`. `many` is `one` with an s unless given."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def either(names: Sequence[str]) -> str:
-    """Names as alternatives in words: `a, b or c`."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def unknown_name(

@@ -203,26 +203,14 @@ def search(text: str) -> Callable[[str], bool]:
     try:
         fits = (_shared.get() or Allowance()).search(text)
     except PackageError:
-        raise RuleError(
-            "a regular expression needs the package regex",
-            got=f"/{text[:200]}/",
-            hint="Install it with pip install regex, or write a glob such as *attn*",
-        ) from None
+        raise RuleError("E-regex-not-installed", text=text[:200]) from None
     except ExpressionError as error:
-        raise RuleError(
-            "a pattern is not a regular expression",
-            got=f"/{text[:200]}/: {error}",
-            expected="the syntax of Python's re",
-        ) from None
+        raise RuleError("E-pattern-not-regular-expression", text=text[:200], error=str(error)) from None
 
     def matches(name: str) -> bool:
         try:
             return fits(name)
         except ExpressionError as error:
-            raise RuleError(
-                "a regular expression takes too long",
-                got=f"/{text[:200]}/: {error}",
-                expected="one that is quick to match",
-            ) from None
+            raise RuleError("E-regular-expression-too-slow", text=text[:200], error=str(error)) from None
 
     return matches

@@ -147,10 +147,7 @@ class HostCodec:
         # The host's layer checks little on loading, so a damaged weight can fail in any way.
         except Exception as error:
             raise LycorisError(
-                "ComfyUI cannot read a quantised weight",
-                key=weight.key,
-                got=f"{weight.format}: {error}",
-                hint="Merge into the original file, from which this one was quantised",
+                "E-quantised-weight-unreadable", key=weight.key, format=weight.format, error=str(error)
             ) from error
 
     def _live(self, key: str) -> str:
@@ -227,12 +224,7 @@ def _unreadable(
     file: TensorFile, key: str, got: str, expected: str = "a table in JSON that names its format"
 ) -> FileFormatError:
     return FileFormatError(
-        "the file's description of its quantised weights cannot be read",
-        file=file.path,
-        key=key,
-        got=got,
-        expected=expected,
-        hint="Merge into the original file, from which this one was quantised",
+        "E-quantised-description-unreadable", file=file.path, key=key, got=got, expected=expected
     )
 
 
@@ -264,12 +256,7 @@ def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None
         return None
     factors = stored[key].float()
     if not (factors != 0).all():
-        raise LycorisError(
-            "a quantised layer multiplies some inputs by 0, so no change to their weights can be stored",
-            key=key,
-            got="a factor of 0",
-            hint="Merge into the original file, from which this one was quantised",
-        )
+        raise LycorisError("E-quantised-inputs-zeroed", key=key)
     return factors
 
 

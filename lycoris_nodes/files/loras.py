@@ -58,9 +58,7 @@ def lora_name(name: str) -> str:
     file = _meant(name)
     if file is None:
         # For a missing file, `file_path` raises an error that says where it was sought.
-        raise LycorisError(
-            "this is not an adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
-        )
+        raise LycorisError("E-not-an-adapter-file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS))
     return file
 
 
@@ -140,12 +138,7 @@ def _meant(name: str) -> str | None:
     if not fitting and "/" not in wanted:
         fitting = known.last.get(wanted, ())
     if len(fitting) > 1:
-        raise LycorisError(
-            "several files have this name",
-            file=name,
-            got=", ".join(fitting),
-            expected="the name with its folder and its ending",
-        )
+        raise LycorisError("E-file-name-ambiguous", file=name, got=", ".join(fitting))
     return fitting[0] if fitting else None
 
 

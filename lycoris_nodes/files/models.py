@@ -24,7 +24,7 @@ def model_path(model: str) -> str:
     folder, _, name = model.partition("/")
     if folder not in FOLDERS:
         raise LycorisError(
-            "the name of the base must begin with the folder that it is in",
+            "E-base-name-without-folder",
             file=model,
             expected=" or ".join(f"{known}/<file>" for known in FOLDERS),
         )

@@ -50,12 +50,7 @@ def thumbnail(path: str) -> tuple[str, bytes | Path]:
     try:
         return "image/jpeg", _small_within(path, adapter_stamp(path))
     except UNREADABLE as error:
-        raise LycorisError(
-            "there is no preview picture",
-            file=path,
-            got=str(error),
-            expected=f"{Path(path).stem}.preview.png",
-        ) from None
+        raise LycorisError("E-preview-absent", file=path, stem=Path(path).stem, got=str(error)) from None
 
 
 # Cached by what changes with a file, so that a changed picture is read again.

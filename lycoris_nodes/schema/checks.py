@@ -147,9 +147,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         try:
             output = execute(cls, **_made(cls, args, inputs))
         except LycorisError as error:
-            for field, text in list(vars(error).items()):
-                if isinstance(text, str):
-                    setattr(error, field, shown_text(text))
+            error.shown_as(shown_text)
             if running_node() is None:
                 raise
             message = error.told()

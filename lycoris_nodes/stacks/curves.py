@@ -30,11 +30,7 @@ def wired(value: Any) -> Curve:
     except (TypeError, ValueError):
         points_of_curve = None
     if points_of_curve is None or ease not in EASES:
-        raise ScheduleError(
-            "the curve that is linked cannot be read",
-            got=type(value).__name__,
-            expected="a curve of ComfyUI's Curve Editor",
-        )
+        raise ScheduleError("E-curve-unreadable", got=type(value).__name__)
     return Curve(points_of_curve, EASES[ease])
 
 

@@ -67,7 +67,7 @@ def tags_in(text: str) -> list[Table]:
 def check_count(rows: int) -> None:
     """Raise LycorisError for more than `MOST_ROWS` rows."""
     if rows > MOST_ROWS:
-        raise LycorisError("the text has too many rows", expected=f"at most {MOST_ROWS}")
+        raise LycorisError("E-rows-too-many", most_rows=MOST_ROWS)
 
 
 def tuples_in(text: str) -> list[Table]:
@@ -75,11 +75,7 @@ def tuples_in(text: str) -> list[Table]:
     rows = [row.groups() for row in islice(TUPLE.finditer(text), MOST_ROWS + 1)]
     check_count(len(rows))
     if rows and len(rows) != len(BEGUN.findall(text)):
-        raise LycorisError(
-            "a row of this LORA_STACK cannot be read",
-            got=f"{len(BEGUN.findall(text))} rows, {len(rows)} of them with two strengths",
-            expected='("name", model strength, text-encoder strength)',
-        )
+        raise LycorisError("E-lora-stack-row-unreadable", rows=len(BEGUN.findall(text)), readable=len(rows))
     return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in rows])
 
 

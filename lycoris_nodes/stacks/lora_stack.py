@@ -50,7 +50,7 @@ def _parts(row: Any) -> tuple[Any, Any, Any]:
         strength = row.get("strength", 1.0)
         return row.get("name"), strength, row.get("clip_strength", strength)
     if not isinstance(row, (list, tuple)) or len(row) < 3 or not isinstance(row[0], (str, type(None))):
-        raise LycorisError("this is not a row of a LORA_STACK", got=str(row), expected=FORM)
+        raise LycorisError("E-lora-stack-row-unusable", got=str(row), expected=FORM)
     return row[0], row[1], row[2]
 
 
@@ -60,7 +60,7 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise LycorisError("a strength is not a finite number", got=str(value), expected=FORM)
+        raise LycorisError("E-lora-stack-strength-not-finite", got=str(value), expected=FORM)
     return number
 
 
@@ -84,19 +84,14 @@ def _name(entry: Entry) -> str:
     ):
         if held is not None:
             raise LycorisError(
-                f"a LORA_STACK cannot hold {what}",
+                "E-lora-stack-cannot-hold",
                 file=adapter.name,
+                what=what,
                 got=getattr(held, "name", None) or str(held),
-                hint="Remove this from the stack, or apply the stack with Apply LyCORIS Stack",
             )
     name = relative_name(adapter.path)
     if name is None:
-        raise LycorisError(
-            "a LORA_STACK holds nothing but files in a loras folder",
-            file=adapter.name,
-            got=adapter.path,
-            hint="Save it there with Save LoRA / LyCORIS, or use the output lora_model",
-        )
+        raise LycorisError("E-lora-stack-files-only", file=adapter.name, got=adapter.path)
     return name
 
 
@@ -109,11 +104,6 @@ def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -
     """
     if len(stack) != 1:
         names = ", ".join(entry.name for entry in stack) or "none"
-        raise LycorisError(
-            f"{holder} holds only one adapter",
-            got=f"a stack of {len(stack)}: {names}",
-            expected="a stack of one",
-            hint="Merge them into one with Merge LoRAs / LyCORIS first",
-        )
+        raise LycorisError("E-stack-of-several", holder=holder, count=len(stack), names=names)
     (entry,) = stack
     return weighted(entry, model)

@@ -35,5 +35,5 @@ def parsed(text: str, own: PresetFile, *, seed: int = 0) -> Rules:
         return Rules.parse(text, known_presets(own), broken=own.broken, seed=seed)
     except RuleError as error:
         if own.faults and not own.broken and not own.presets:
-            error.hint = f"Your own presets cannot be read: {own.faults[0]}"
+            error.values["hint"] = f"Your own presets cannot be read: {own.faults[0]}"
         raise

@@ -95,9 +95,7 @@ def row_tables(text: str) -> list[tuple[str, Any]]:
 def _tables(text: str) -> list[Any]:
     """The rows of a text, not yet checked."""
     if len(text) > MOST_TEXT:
-        raise LycorisError(
-            "the text of the rows is too long", got=f"{len(text)} characters", expected=f"at most {MOST_TEXT}"
-        )
+        raise LycorisError("E-rows-text-too-long", count=len(text), most_text=MOST_TEXT)
     try:
         table = parse_json(text, unique=True)
     except ValueError as error:
@@ -110,7 +108,7 @@ def _tables(text: str) -> list[Any]:
         problem, got = "have another form", None
     if not rows:
         hint = "An empty text means no rows"
-        raise LycorisError(f"the rows {problem}", got=got, expected=EMPTY, hint=hint)
+        raise LycorisError("E-rows-unreadable", fault=problem, got=got, expected=EMPTY, hint=hint)
     return rows
 
 
@@ -135,18 +133,16 @@ def _own(table: dict[str, Any]) -> list[Any]:
 def row_of(where: str, table: Any) -> Row:
     """The row of a table. Raises LycorisError, with the row's name, for a table that is no row."""
     if not isinstance(table, dict):
-        raise LycorisError(
-            "a row is not a table", place=where, got=type(table).__name__, expected='{"file": "..."}'
-        )
+        raise LycorisError("E-row-not-a-table", place=where, got=type(table).__name__)
     _check_names(table, FIELDS, where)
     if "file" not in table:
-        raise LycorisError("a row names no file", place=where, expected="the field `file`")
+        raise LycorisError("E-row-without-file", place=where)
     values = {name: _typed(name, value) for name, value in table.items()}
     for name, value in values.items():
         fits, expected = KINDS[name]
         if not fits(value):
             got = json.dumps(table[name], ensure_ascii=False)
-            raise LycorisError(f"the field `{name}` cannot be used", place=where, got=got, expected=expected)
+            raise LycorisError("E-row-field-unusable", place=where, name=name, got=got, expected=expected)
     return Row(**values)
 
 
@@ -159,7 +155,7 @@ def _typed(name: str, value: Any) -> Any:
 def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise LycorisError(f"the field `{unknown[0]}` is unknown", place=where, expected=", ".join(known))
+        raise LycorisError("E-row-field-unknown", place=where, unknown=unknown[0], expected=", ".join(known))
 
 
 def row_table(row: Row) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import FileFormatError, LayerError, LycorisError, MatchError, WriteError, located, number_of
+from ..errors import (
+    FileFormatError,
+    LayerError,
+    LycorisError,
+    MatchError,
+    WriteError,
+    located,
+)
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.model_file import ModelFile
 from ..files.quantised import (
@@ -32,6 +39,7 @@ from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, check_other, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
+from ..messages import number_of
 from ..patch.plan import patch_
 from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
@@ -261,9 +269,7 @@ class _Merge:
         quantised weight or a slot that is not a whole tensor.
         """
         if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
-            raise LycorisError(
-                "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
-            )
+            raise LycorisError("E-checkpoint-dtype-unknown", got=str(dtype), expected=", ".join(FLOATS))
         for slot in self.pairs:
             if not slot.whole:
                 held = self.quantised.get(slot.key) or self.base.tensors[slot.key]
@@ -291,31 +297,25 @@ class _Merge:
         if key in self.plain or key in self.quantised:
             return
         if self.base.tensors[key].dtype == "C64":
-            raise LayerError(
-                "an adapter cannot change a complex weight",
-                file=self.base.path,
-                key=key,
-                got="C64",
-                expected=", ".join(FLOATS),
-                hint="Take the layer out of the adapter",
-            )
+            raise LayerError("E-weight-complex", file=self.base.path, key=key, expected=", ".join(FLOATS))
         with_codec = "give a codec that reads and writes its format, or "
         raise FileFormatError(
-            "a weight that an adapter changes is quantised",
+            "E-checkpoint-weight-quantised",
             file=self.base.path,
             key=key,
             got=stored_as(self.base.tensors[key].dtype, self.unread.get(key)),
             expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
-            hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
+            hint=f"To merge, {('' if self.codec else with_codec)}take the file it was quantised from",
         )
 
     def _check_size(self, slot: FileSlot, shape: Shape, what: str) -> None:
         enlarged = _enlarged(shape, self.pairs.get(slot, ()))
         if enlarged != shape:
             raise LayerError(
-                f"{what} cannot be enlarged",
+                "E-checkpoint-tensor-not-enlarged",
                 file=self.base.path,
                 key=slot.name,
+                what=what,
                 got=str(list(enlarged)),
                 expected=str(list(shape)),
                 hint="Merge into the file it was quantised from"
@@ -372,12 +372,13 @@ class _Merge:
             dtype = DTYPE_NAMES.get(encoded[name].dtype)
             if (dtype, tuple(encoded[name].shape)) != (tensors[name].dtype, tensors[name].shape):
                 raise WriteError(
-                    "the codec changed the form of a quantised weight",
+                    "E-codec-changed-form",
                     file=self.base.path,
                     key=name,
-                    got=f"{encoded[name].dtype} {list(encoded[name].shape)}",
-                    expected=f"{tensors[name].dtype} {list(tensors[name].shape)}",
-                    hint="Merge into the file it was quantised from",
+                    new_dtype=str(encoded[name].dtype),
+                    new_shape=list(encoded[name].shape),
+                    dtype=tensors[name].dtype,
+                    shape=list(tensors[name].shape),
                 )
         return {name: encoded[name] for name in weight.parts}
 
@@ -418,14 +419,7 @@ class _Merge:
         return merged
 
     def _unfit(self, key: str, form: str) -> WriteError:
-        return WriteError(
-            "a merged weight does not fit the dtype it is written in",
-            file=self.base.path,
-            key=key,
-            got="NaN or infinity",
-            expected=f"finite values in {form}",
-            hint="Write the file in bfloat16 or float32, or lower the strengths",
-        )
+        return WriteError("E-merged-weight-overflows-dtype", file=self.base.path, key=key, form=form)
 
 
 def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, FileView]) -> Resolution:
@@ -440,14 +434,11 @@ def _check_whole(resolution: Resolution) -> None:
         for left in entry.unmatched:
             if (match := merged.get(left.layer)) is not None:
                 raise MatchError(
-                    "a layer adds to a bias that the model lacks",
+                    "E-model-bias-absent",
                     file=entry.entry.adapter.path,
                     key=left.layer,
                     weight=match.key,
-                    got="a weight alone",
-                    expected="a bias beside it",
-                    hint="Give the model a bias of zeros there first, apply the adapter beside the model, or "
-                    f"leave the layer out by the block rule `{match.target.name} = 0`",
+                    name=match.target.name,
                 )
 
 

@@ -51,12 +51,7 @@ class Destination:
             others = (path for path in sorted(self.path.iterdir()) if path.name not in known)
             beside = next((path for path in others if path.suffix.lower() in SAFETENSORS), None)
             if beside is not None:
-                raise WriteError(
-                    "the folder holds another model, which readers may take for this one",
-                    file=str(self.path),
-                    got=beside.name,
-                    expected="an empty folder, or one with an earlier version of the same files",
-                )
+                raise WriteError("E-folder-holds-another-model", file=str(self.path), got=beside.name)
 
     def index_text(self, base: ModelFile, tensors: Mapping[str, TensorInfo]) -> bytes:
         """The index of the files, with the metadata of the base's index."""
@@ -79,19 +74,9 @@ def destination_of(base: ModelFile, out_path: str | os.PathLike[str]) -> Destina
         return Destination(safetensors_path(path), (path,), dict.fromkeys(base.tensors, 0))
     named = INDEX.fullmatch(path.name)
     if named and not base.index:
-        raise WriteError(
-            "a model in one file has no index",
-            file=str(path),
-            got=Path(base.path).name,
-            expected="the name of a safetensors file or of a folder",
-        )
+        raise WriteError("E-model-file-has-no-index", file=str(path), got=Path(base.path).name)
     if not named and path.suffix.lower() in (".json", *PICKLES):
-        raise WriteError(
-            "a model can only be written as safetensors",
-            file=str(path),
-            got=path.suffix,
-            expected="the name of a safetensors file, of an index (*.safetensors.index.json) or of a folder",
-        )
+        raise WriteError("E-model-not-safetensors", file=str(path), got=path.suffix)
     home = path.parent if named else path
     own = path.name if named else Path(base.path).name
     names = shard_names(own, len(base.shards)) if base.index else [own]

@@ -102,11 +102,7 @@ def _model_beside(base: ModelFile) -> Any:
             return kind(kind.config_class.from_json_file(path))
     except Exception as error:
         raise FileFormatError(
-            "transformers cannot build a model from these settings",
-            file=str(path),
-            got=f"{type(error).__name__}: {error}",
-            expected="the settings of the model whose weights are beside them",
-            hint="Download config.json again, or move it away to match layers by the names in the file alone",
+            "E-transformers-cannot-build-model", file=str(path), name=type(error).__name__, error=str(error)
         ) from error
 
 

@@ -31,11 +31,11 @@ def parse_spans(text: str) -> tuple[Span, ...]:
     for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
         match = re.fullmatch(r"(\d+)\s*(?:(-)\s*(\d+)?)?", piece)
         if match is None:
-            raise LycorisError("a span of frames is not understood", got=piece, expected=SPANS)
+            raise LycorisError("E-frames-not-understood", got=piece, expected=SPANS)
         first, dash, last = match.groups()
         end = int(last) if last else None if dash else int(first)
         if end is not None and end < int(first):
-            raise LycorisError("a span of frames ends before it begins", got=piece, expected=SPANS)
+            raise LycorisError("E-frames-end-before-begin", got=piece, expected=SPANS)
         spans.append((int(first), end))
     return tuple(spans)
 
@@ -55,9 +55,7 @@ class Crop:
     def __post_init__(self) -> None:
         if len(self.kept) != len(self.size) or not all(self.kept):
             raise LycorisError(
-                "a crop leaves nothing of its picture",
-                got=str([len(axis) for axis in self.kept]),
-                expected=f"some numbers for each axis of {list(self.size)}",
+                "E-crop-leaves-nothing", size=list(self.size), got=str([len(axis) for axis in self.kept])
             )
 
     def of(self, full: Tensor) -> Tensor:
@@ -95,22 +93,12 @@ class Places:
 
     def __post_init__(self) -> None:
         if len(self.crops) not in (0, len(self.pictures)):
-            raise LycorisError(
-                "there are not as many crops as samples",
-                got=str(len(self.crops)),
-                expected=f"{len(self.pictures)}, or none",
-            )
+            raise LycorisError("E-crops-miscount", count=len(self.pictures), got=str(len(self.crops)))
         if not self.pictures or min(self.pictures) < 0:
-            raise LycorisError(
-                "there are no numbers of pictures, or one is below 0",
-                got=str(self.pictures),
-                expected="for each sample the number of its picture, from 0",
-            )
+            raise LycorisError("E-picture-numbers-unusable", got=str(self.pictures))
         paces = (self.pace,) if isinstance(self.pace, int) else self.pace
         if min((*self.grid, *paces), default=0) < 1 or min(self.before, self.after) < 0:
-            raise LycorisError(
-                "places have an impossible size", got=str(self), expected="whole numbers from 1 up"
-            )
+            raise LycorisError("E-places-size-unusable", got=str(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +122,13 @@ class Mask:
     def __post_init__(self) -> None:
         values = self.weights
         if values.ndim != 3 or not values.numel():
-            raise LycorisError(
-                "a mask has another shape", got=str(list(values.shape)), expected="[frames, height, width]"
-            )
+            raise LycorisError("E-mask-shape-unusable", got=str(list(values.shape)))
         # NaN compares as false.
         if not bool(((values >= 0) & (values <= 1)).all()):
             low, high = (float(value) for value in values.aminmax())
-            raise LycorisError(
-                "a mask has values outside 0 to 1",
-                got=f"values from {low:g} to {high:g}",
-                expected="values from 0 to 1",
-            )
+            raise LycorisError("E-mask-values-out-of-range", low=f"{low:g}", high=f"{high:g}")
         if not math.isfinite(self.outside):
-            raise LycorisError("the factor outside a mask must be a finite number", got=str(self.outside))
+            raise LycorisError("E-mask-outside-not-finite", got=str(self.outside))
 
     def __str__(self) -> str:
         frames, height, width = self.weights.shape
@@ -164,11 +146,7 @@ class Mask:
         other grid, and where the numbers of frames do not agree.
         """
         if len(grid) not in (2, 3):
-            raise LycorisError(
-                "a mask is on a layer that has no plane of places",
-                got=f"a grid {list(grid)}",
-                expected="[height, width] or [frames, height, width]",
-            )
+            raise LycorisError("E-mask-on-layer-without-plane", grid=list(grid))
         *frames, height, width = grid
         count = frames[0] if frames else 1
         if crop is None:
@@ -197,7 +175,7 @@ class Mask:
             return planes.expand(count, -1, -1)
         if planes_given != video:
             raise LycorisError(
-                "the mask and what is sampled have different numbers of frames",
+                "E-mask-frames-differ",
                 got=str(planes_given),
                 expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
                 hint="Take one mask of the batch: it is laid on every picture" if count == 1 else None,
@@ -212,11 +190,7 @@ class Mask:
         inside = torch.zeros(video)
         for first, last in self.spans:
             if first >= video:
-                raise LycorisError(
-                    "a span of frames begins after the last frame",
-                    got=str(first),
-                    expected=f"up to {video - 1}: {video} frames are sampled",
-                )
+                raise LycorisError("E-frames-begin-after-last", last=video - 1, frames=video, got=str(first))
             inside[first : None if last is None else last + 1] = 1.0
         return torch.stack([frames.mean() for frames in inside.split_with_sizes(list(spans))])
 
@@ -244,9 +218,7 @@ class Where:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.factors or ())):
-            raise LycorisError(
-                "the strength of a picture must be a finite number", got=str(list(self.factors or ()))
-            )
+            raise LycorisError("E-picture-strength-not-finite", got=str(list(self.factors or ())))
 
     def over(self, places: Places, grid: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The factors (samples, tokens) in a pass; (samples, 1) without a mask, and for `Places.everywhere`.
@@ -285,9 +257,5 @@ class Where:
             return torch.ones(len(places.pictures))
         count = places.of or 1 + max(places.pictures, default=-1)
         if count != len(self.factors):
-            raise LycorisError(
-                "there are not as many strengths as sampled pictures",
-                got=f"{count} pictures",
-                expected=f"{len(self.factors)}, one for each strength",
-            )
+            raise LycorisError("E-picture-strengths-miscount", pictures=count, strengths=len(self.factors))
         return torch.tensor([self.factors[number] for number in places.pictures])

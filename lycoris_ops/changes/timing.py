@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
-from ..errors import ScheduleError, either
+from ..errors import ScheduleError
+from ..messages import either
 
 Clock = Literal["diffusion", "steps"]
 Ease = Literal["linear", "ease in", "ease out", "ease in-out", "smooth"]
@@ -59,23 +60,17 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not self.points:
-            raise ScheduleError("a curve has no points", expected="at least one, such as 0:1")
+            raise ScheduleError("E-curve-without-points")
         for number, (time, value) in enumerate(self.points, 1):
             before = self.points[number - 2][0] if number > 1 else 0.0
             if not 0 <= time <= 1:
-                raise ScheduleError(
-                    f"the time of point {number} of a curve is outside 0 to 1",
-                    got=f"{time:g}",
-                    expected="0 for the start of the sampling to 1 for its end",
-                )
+                raise ScheduleError("E-curve-time-out-of-range", number=number, got=f"{time:g}")
             if time < before:
                 raise ScheduleError(
-                    f"point {number} of a curve is before the previous point",
-                    got=f"{time:g} after {before:g}",
-                    expected="times in their order",
+                    "E-curve-points-out-of-order", number=number, time=f"{time:g}", before=f"{before:g}"
                 )
             if not math.isfinite(value):
-                raise ScheduleError(f"the value of point {number} of a curve is not finite", got=str(value))
+                raise ScheduleError("E-curve-value-not-finite", number=number, got=str(value))
 
     @classmethod
     def parse(cls, text: str) -> Curve:
@@ -87,7 +82,7 @@ class Curve:
         """
         words = text.strip()
         if not words:
-            raise ScheduleError("a curve is empty", expected=EXPECTED)
+            raise ScheduleError("E-curve-empty", expected=EXPECTED)
         for name, shape in CURVES.items():
             match = re.match(rf"{name}(?![\w-])", words.lower())
             if match:
@@ -204,9 +199,10 @@ def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> l
     """The numbers after a shape's name, with defaults for the missing ones."""
     if len(numbers) > len(wanted):
         raise ScheduleError(
-            f"the curve `{name}` has too many numbers",
+            "E-curve-too-many-numbers",
+            name=name,
             got=str(len(numbers)),
-            expected=" and ".join(word for word, _ in wanted),
+            expected=" and ".join((word for word, _ in wanted)),
         )
     return [*numbers, *(usual for _, usual in wanted[len(numbers) :])]
 
@@ -261,4 +257,4 @@ def _point(text: str, start: int) -> tuple[float, float]:
 
 
 def _misread(text: str, column: int, expected: str) -> ScheduleError:
-    return ScheduleError(f"a curve is not understood at character {column + 1}", got=text, expected=expected)
+    return ScheduleError("E-curve-not-understood", column=column + 1, got=text, expected=expected)

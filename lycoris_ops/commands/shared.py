@@ -81,9 +81,7 @@ def _entry(file: str, *strengths: str) -> Entry:
     except ValueError:
         values = None
     if values is None or len(values) > 2:
-        raise LycorisError(
-            "an adapter must be given as FILE [STRENGTH [CLIP]]", file=file, got=" ".join(strengths)
-        )
+        raise LycorisError("E-argument-adapter-malformed", file=file, got=" ".join(strengths))
     clip = values[1] if len(values) == 2 else None
     return Entry(load_adapter(file), values[0] if values else 1.0, clip)
 
@@ -139,11 +137,7 @@ def show(options: argparse.Namespace, data: Any, words: str) -> None:
         # The rest would fail once more as the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            raise WriteError(
-                "the report cannot be printed",
-                got=str(error.strerror),
-                hint="The files that the command writes are complete",
-            ) from error
+            raise WriteError("E-report-not-printable", got=str(error.strerror)) from error
 
 
 def progress_bar(what: str) -> Progress:

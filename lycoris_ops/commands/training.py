@@ -40,14 +40,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         toml: Any = importlib.import_module(name)
     except ImportError as error:
-        raise LycorisError("no reader of TOML", expected=name, hint=f"pip install {name}") from error
+        raise LycorisError("E-toml-reader-absent", name=name, expected=name) from error
     try:
         settings: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         got = os.strerror(error.errno) if error.errno else str(error)
-        raise LycorisError("the file cannot be read", file=str(path), got=got) from error
+        raise LycorisError("E-config-file-unreadable", file=str(path), got=got) from error
     except ValueError as error:
-        raise LycorisError("the file is not TOML", file=str(path), got=str(error)) from error
+        raise LycorisError("E-config-file-not-toml", file=str(path), got=str(error)) from error
     _check(settings, TABLES)
     return settings
 
@@ -56,7 +56,7 @@ def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A table of the settings, empty where there is none."""
     section = settings.get(name, {})
     if not isinstance(section, dict):
-        raise LycorisError("this must be a table", key=name, got=repr(section), expected=f"[{name}]")
+        raise LycorisError("E-config-not-a-table", key=name, got=repr(section))
     return dict(cast("dict[str, Any]", section))
 
 
@@ -67,7 +67,7 @@ def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
     if "dtype" in values:
         if values["dtype"] not in DTYPES:
             raise LycorisError(
-                "an unknown dtype", key="[train] dtype", got=str(values["dtype"]), expected=", ".join(DTYPES)
+                "E-dtype-unknown", key="[train] dtype", got=str(values["dtype"]), expected=", ".join(DTYPES)
             )
         values["dtype"] = DTYPES[values["dtype"]]
     if overwrite:
@@ -85,11 +85,7 @@ def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, 
     entry = settings.get("entry")
     if not isinstance(entry, str) or ":" not in entry:
         raise LycorisError(
-            "the file names no task",
-            file=str(file),
-            key="entry",
-            got=None if entry is None else repr(entry),
-            expected="module:function or file.py:function",
+            "E-task-not-named", file=str(file), key="entry", got=None if entry is None else repr(entry)
         )
     function, arguments = _function(entry, file.parent), table(settings, "arguments")
     try:
@@ -103,10 +99,7 @@ def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, 
         returned = function(**arguments)
         if not isinstance(returned, tuple) or len(cast("tuple[Any, ...]", returned)) not in (3, 4):
             raise LycorisError(
-                "the task's function returns something else",
-                key=entry,
-                got=type(cast("object", returned)).__name__,
-                expected="a tuple of the model, the batches and the loss, and maybe batches for validation",
+                "E-task-result-unusable", key=entry, got=type(cast("object", returned)).__name__
             )
         return cast("tuple[Any, ...]", returned)
 
@@ -117,7 +110,7 @@ def network_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """[network] as arguments. Raises LycorisError for an unknown key or a value out of its range."""
     values = table(settings, "network")
     if bad := values.keys() & {"module", "plan"}:
-        raise LycorisError("[network] has no such key", got=min(bad), expected="`entry` or [plan] instead")
+        raise LycorisError("E-network-key-unknown", got=min(bad))
     check_layer_options(values)
     return values
 
@@ -162,13 +155,9 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         file = folder / source
         spec = importlib.util.spec_from_file_location(file.stem, file)
         if not file.is_file() or spec is None or spec.loader is None:
-            raise LycorisError("there is no such file", key=entry, got=str(file))
+            raise LycorisError("E-file-absent", key=entry, got=str(file))
         if file.stem in sys.stdlib_module_names or file.stem in packages_distributions():
-            raise LycorisError(
-                "the task's file has the name of another module, which would be replaced",
-                file=str(file),
-                hint="Rename the file",
-            )
+            raise LycorisError("E-task-name-taken", file=str(file))
         module = importlib.util.module_from_spec(spec)
         # Registered as an import would do it, so that worker processes find what the file defines.
         sys.modules[spec.name] = module
@@ -177,10 +166,10 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         try:
             module = importlib.import_module(source)
         except (ImportError, ValueError) as error:
-            raise LycorisError("the task's module cannot be imported", key=entry, got=str(error)) from error
+            raise LycorisError("E-task-not-importable", key=entry, got=str(error)) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise LycorisError("the task's module has no such function", key=entry, got=name)
+        raise LycorisError("E-task-function-absent", key=entry, got=name)
     return function
 
 

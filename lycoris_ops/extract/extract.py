@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..algorithms.fitting import Delta
 from ..changes.forms import Dense
-from ..errors import LycorisError, MatchError, located, number_of
+from ..errors import LycorisError, MatchError, located
 from ..files.model_file import stem_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
@@ -23,6 +23,7 @@ from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite, largest
+from ..messages import number_of
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
@@ -68,11 +69,7 @@ def extract_adapter(
     weight, for NaN; PlanError for a size that cannot be met.
     """
     if algorithm == SAME:
-        raise LycorisError(
-            "the difference of two models has no kind of its own to keep",
-            got=algorithm,
-            expected="lora, lokr, full ...",
-        )
+        raise LycorisError("E-difference-has-no-kind", got=algorithm)
     making["dtype"] = making.get("dtype") or DTYPE
     settings = FitSettings(size, algorithm, **making)
     before, after = (
@@ -179,13 +176,7 @@ def _variance(values: Tensor, ranges: Sequence[tuple[str, Rows | None]], source:
 def _check_same(pairs: Pairs, after: Weights) -> None:
     missing = _missing(pairs)
     if missing:
-        raise MatchError(
-            "the two models do not have the same layers",
-            file=after.name,
-            got="; ".join(missing),
-            expected="the same layers in both",
-            hint="Without `strict` they are left out, and the report names them",
-        )
+        raise MatchError("E-models-layers-differ", file=after.name, got="; ".join(missing))
 
 
 def _missing(pairs: Pairs) -> tuple[str, ...]:

@@ -83,12 +83,10 @@ class _Side:
         meanings = self.relation.find(name)
         if len(meanings) > 1:
             raise MatchError(
-                "a layer of one model fits more than one weight of the other",
+                "E-extract-name-ambiguous",
                 file=self.weights.name,
                 key=name,
                 got=" and ".join("+".join(t.key for t in targets) for targets in meanings[:2]),
-                expected="one weight",
-                hint="Extract one part of the model at a time: the diffusion model or one text encoder",
             )
         meant = meanings[0] if meanings else ()
         return meant if all(self.weights.reads(each.key) for each in meant) else ()
@@ -133,13 +131,12 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     pairs_found = Pairs(tuple(pairs), only[0], only[1], tuple(reshaped), others)
     if not pairs:
         raise MatchError(
-            "the two models have no layer in common",
+            "E-models-without-common-layers",
             file=tuned.name,
+            name=base.name,
             got="; ".join(
-                f"{len(keys)} {what}, such as {keys[0]}" for what, keys in pairs_found.differences()
+                (f"{len(keys)} {what}, such as {keys[0]}" for what, keys in pairs_found.differences())
             ),
-            expected=f"the layers of {base.name}",
-            hint="Give the model that this one was tuned from",
         )
     return pairs_found
 

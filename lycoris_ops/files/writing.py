@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, cast
 
 from torch import Tensor
 
-from ..errors import WriteError, either
+from ..errors import WriteError
+from ..messages import either
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, ITEM_BITS
 from .safetensors_file import encode_header, raw_bytes

@@ -14,13 +14,14 @@ from ..algorithms.base import overflow
 from ..algorithms.fitting import Delta, Fitted, Offer
 from ..algorithms.full import Full
 from ..changes.forms import Additive, reaches
-from ..errors import LayerError, PlanError, located, number_of
+from ..errors import LayerError, PlanError, located
 from ..files.safetensors_file import encode_header
 from ..files.writing import Progress
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, fetched, largest
+from ..messages import number_of
 from ..ranks.allocate import NOTHING, Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected

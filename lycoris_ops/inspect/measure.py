@@ -172,7 +172,7 @@ def examine(
     stack = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
     entries = [entry for entry in stack if not entry.off]
     if not entries:
-        raise LycorisError("there is nothing to inspect", got="no adapter at a strength other than 0")
+        raise LycorisError("E-nothing-to-inspect")
     weights = None if base is None else weights_of(base, codec)
     places, left_out = places_of(entries, weights)
     return _Examining(entries, places, weights, signs, device).run(progress, left_out)

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms.checks import of_rank
-from ..errors import number_of, printable
+from ..errors import printable
+from ..messages import number_of
 from ..report.words import few, paragraph, plain_name, unmeasured
 from .measure import Examination, LayerMeasure
 

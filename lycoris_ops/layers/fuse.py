@@ -14,9 +14,10 @@ from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.axes import ALPHA, DIFF_B, Join
 from ..algorithms.checks import scale
 from ..algorithms.factored import DORA, Factored
-from ..errors import LayerError, either
+from ..errors import LayerError
 from ..maths.shapes import Rows
 from ..maths.tensors import promoted, times
+from ..messages import either
 
 Pieces = Sequence[tuple[Layer, Rows]]
 """Layers of one kind, each with the range of rows that it changes."""

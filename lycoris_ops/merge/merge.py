@@ -15,7 +15,7 @@ from ..algorithms import Layer
 from ..algorithms.base import Parameter
 from ..algorithms.fitting import Delta
 from ..changes.forms import Additive, add_up
-from ..errors import LycorisError, number_of
+from ..errors import LycorisError
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
@@ -24,6 +24,7 @@ from ..fit.exact import exact_layers
 from ..fit.settings import SAME, FitSettings
 from ..maths.decompositions import Pause
 from ..maths.tensors import CPU
+from ..messages import number_of
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport

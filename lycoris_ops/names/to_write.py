@@ -18,8 +18,9 @@ from typing import Protocol
 
 from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
-from ..errors import MatchError, either
+from ..errors import MatchError
 from ..maths.shapes import Extent, Rows, Shape
+from ..messages import either
 from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName

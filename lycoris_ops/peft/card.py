@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
-from ..errors import number_of
+from ..messages import number_of
 
 TEXT = """\
 ---

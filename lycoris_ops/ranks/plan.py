@@ -15,10 +15,11 @@ from torch import Tensor
 from ..algorithms import Layer, declaring
 from ..algorithms.planning import Planned
 from ..algorithms.training import Trained
-from ..errors import PlanError, number_of, unknown_name
+from ..errors import PlanError, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape, factorization
+from ..messages import number_of
 from ..modules.sites import Site
 from .gradients import FIRM
 from .probe import Probe, Probed, check_layers

@@ -18,11 +18,12 @@ from ..algorithms import declaring
 from ..algorithms.fitting import Offer
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
-from ..errors import FileFormatError, PlanError, either
+from ..errors import FileFormatError, PlanError
 from ..files.tree_file import TreeForm
 from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import largest_of
+from ..messages import either
 from ..modules.shares import left_out
 from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, cast
 
-from ..errors import LycorisError, either
+from ..errors import LycorisError
 from ..files.cache import TensorCache
 from ..files.dtypes import FLOAT8, FLOATS
 from ..files.json_text import parse_json
 from ..maths.tensors import is_finite
+from ..messages import either
 from ..names.architectures import signals_of
 from ..names.families import METADATA
 from ..reading.adapter import Adapter

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..errors import number_of
+from ..messages import number_of
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS

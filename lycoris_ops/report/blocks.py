@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import number_of, printable
+from ..errors import printable
+from ..messages import number_of
 from ..stack.survey import AdapterSurvey, Effect, Survey
 from .words import few, paragraph, plain_name, unmeasured
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..errors import number_of
+from ..messages import number_of
 from ..reading.adapter import Adapter
 from ..reading.fitted import UNCHANGED, FitReport
 from .applied import State

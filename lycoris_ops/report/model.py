@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import MatchError, either
+from ..errors import MatchError
+from ..messages import either
 from ..names.blocks import Blocks
 from ..names.families import Families
 from ..names.model_files import read_shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import number_of
+from ..messages import number_of
 from ..names.dialects import GENERIC_NAMES
 from ..writing.save import SaveResult
 from .words import paragraph

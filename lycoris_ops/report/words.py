@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..charts import shortened
-from ..errors import number_of, printable
+from ..errors import printable
+from ..messages import number_of
 from ..stack.stack import Entry
 
 VALUES = 4

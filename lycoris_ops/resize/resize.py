@@ -17,7 +17,7 @@ from ..algorithms.fitting import Delta
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..changes.forms import Additive, Dense, Kronecker, add_up
-from ..errors import LayerError, PlanError, located, number_of
+from ..errors import LayerError, PlanError, located
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
@@ -27,6 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
+from ..messages import number_of
 from ..names.relation import LookedUp, Meaning, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
@@ -125,7 +126,7 @@ def _no_size(adapter: Adapter) -> PlanError:
     """The error where all layers stay as they are."""
     other = any(map(_has_size, adapter.info.values()))
     return PlanError(
-        "layers of these kinds cannot be resized",
+        "E-kinds-not-resizable",
         file=adapter.path,
         got=", ".join(sorted({info.algorithm.algorithm for info in adapter.info.values()})),
         expected=", ".join(FITTED),
@@ -181,12 +182,7 @@ def _shape(info: LayerInfo, known: Shape, base: Weights | None) -> Shape:
     """The shape of a layer's weight; `known` is the base's."""
     if known:
         if not info.fits(known):
-            raise LayerError(
-                "a layer does not fit its weight in the base model",
-                got=info.made_for,
-                expected=str(list(known)),
-                hint="Give the model that the adapter was made for",
-            )
+            raise LayerError("E-resize-base-misfits", got=info.made_for, expected=str(list(known)))
         return known
     shape = tuple(size for size in info.shape if size is not None)
     if len(shape) < len(info.shape) or len(shape) < 2:

@@ -213,29 +213,23 @@ def atoms(text: str) -> Iterator[tuple[int, str]]:
         return
     for count, match in enumerate(re.finditer(r"[^\s,]+", text)):
         if count == MOST_PATTERNS:
-            raise RuleError("a line has too many patterns", expected=f"at most {MOST_PATTERNS}").at(
-                match.start() + 1
-            )
+            raise RuleError("E-rule-too-many-patterns", most_patterns=MOST_PATTERNS).at(match.start() + 1)
         yield match.start(), match[0]
 
 
 def _searched(text: str) -> Test | None:
     """The test of a regular expression or a glob; None for another pattern."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
+        raise RuleError("E-pattern-not-text", got=repr(text))
     if not text.strip():
-        raise RuleError("a pattern is empty", expected="a block, a layer, a glob or /a regular expression/")
+        raise RuleError("E-pattern-empty")
     if len(text) > 1 and text[0] == text[-1] == "/":
         # Search only paths: nobody means the block `in` by `/in/`.
         matches = search(text[1:-1])
         return lambda named, _: any(map(matches, named.paths))
     if GLOB.search(text):
         if len(text) > LONGEST:
-            raise RuleError(
-                "a glob is too long",
-                got=f"{len(text)} characters, {text[:40]}...",
-                expected=f"at most {LONGEST}",
-            )
+            raise RuleError("E-glob-too-long", count=len(text), text=text[:40], longest=LONGEST)
         # Not `fnmatch`, which on Windows takes / for \.
         glob = re.compile(translate(text.lower()))
         return lambda named, _: any(map(glob.match, (*named.names, *named.paths)))
@@ -270,12 +264,12 @@ def _range(text: str, first: str, last: str) -> Test:
     end = f"{family}.{last}" if NUMBER.fullmatch(last) else _ours(last)
     to_family, _, to_number = end.rpartition(".")
     if not first or not last:
-        raise RuleError("a range of blocks has no end", got=text, expected="such as in.1-4 or IN05-OUT05")
+        raise RuleError("E-block-range-open", got=text)
     if family and family == to_family and NUMBER.fullmatch(number) and NUMBER.fullmatch(to_number):
         low, high = int(number), int(to_number)
         if low > high and "_" not in family:
             # With a _ it may be a name of the model.
-            raise RuleError("a range of blocks ends before it begins", got=text)
+            raise RuleError("E-block-range-reversed", got=text)
         return _among(family, low, high)
 
     def between(named: Named, scene: Scene | None) -> bool:

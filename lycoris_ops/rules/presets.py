@@ -83,7 +83,7 @@ def read_presets(text: str, file: str) -> PresetFile:
         """Keep a preset, or its fault. Empty lines before the rules keep the file's line numbers."""
         try:
             if not Rules.parse(rules, known, broken=broken):
-                raise RuleError("it has no rules")
+                raise RuleError("E-preset-without-rules")
         except LycorisError as error:
             fail(f": {name}: {error}", name)
             return

@@ -126,12 +126,10 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
         # Case matters: the host turns a missing text into "None", and NONE is a preset.
         name = content.strip()
         if name in broken:
-            raise RuleError(
-                f"line {number} of the block rules names a preset that cannot be read", got=broken[name]
-            )
+            raise RuleError("E-rules-preset-unreadable", number=number, got=broken[name])
         if name in presets:
             if not depth:
-                raise RuleError("presets name each other too deeply, or in a circle", got=name)
+                raise RuleError("E-presets-circular", got=name)
             rules += _lines(presets[name], presets, broken, depth - 1)
             _check_count(rules)
             continue
@@ -139,10 +137,13 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
             line = next(filter(None, (read(content) for read in FORMS)), None)
             if line is None:
                 column = len(content) - len(content.lstrip()) + 1
-                raise RuleError("it is not a rule", got=content.strip(), expected=EXPECTED).at(column)
+                raise RuleError("E-rule-malformed", got=content.strip(), expected=EXPECTED).at(column)
         except RuleError as error:
             raise RuleError(
-                f"line {number}, column {error.column} of the block rules is not understood: {error.problem}",
+                "E-rules-line",
+                number=number,
+                column=error.column,
+                fault=error.problem,
                 got=content.strip(),
                 expected=error.expected,
                 hint=error.hint,
@@ -154,7 +155,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
 
 def _check_count(lines: list[Line]) -> None:
     if len(lines) > MOST_LINES:
-        raise RuleError("the block rules have too many lines", expected=f"at most {MOST_LINES}")
+        raise RuleError("E-rules-too-many-lines", most_lines=MOST_LINES)
 
 
 def check_length(text: str, what: str) -> None:
@@ -162,7 +163,7 @@ def check_length(text: str, what: str) -> None:
     counts = (("characters", len(text), MOST_TEXT), ("lines", text.count("\n") + 1, MOST_LINES))
     for name, count, most in counts:
         if count > most:
-            raise RuleError(f"{what} too long", got=f"{count} {name}", expected=f"at most {most}")
+            raise RuleError("E-rules-text-too-long", what=what, count=count, name=name, most=most)
 
 
 def without_comment(line: str) -> str:

@@ -69,8 +69,4 @@ class Scene:
     def check_time(self) -> None:
         """Raise RuleError where the rules have taken more than `SECONDS`."""
         if time.thread_time() - self._begun[0] > SECONDS:
-            raise RuleError(
-                "the block rules or the schedule take too long",
-                got=f"more than {SECONDS} s for {len(self.layers)} layers",
-                hint="Write fewer patterns, or globs in place of many names",
-            )
+            raise RuleError("E-rules-too-slow", seconds=SECONDS, count=len(self.layers))

@@ -49,12 +49,10 @@ class Schedule:
                 if track is None:
                     continue
                 if not track.patterns:
-                    raise ScheduleError(
-                        "a line has no pattern", got=line, expected="such as out.* = 0:0, 1:1"
-                    )
+                    raise ScheduleError("E-schedule-line-without-pattern", got=line)
                 tracks.append(Track(track.patterns, Timing(Curve.parse(track.right), clock)))
             except LycorisError as error:
-                error.problem = f"line {number} of the schedule is not understood: {error.problem}"
+                error.values["problem"] = f"line {number} of the schedule is not understood: {error.problem}"
                 raise
         rest = "\n".join(plain)
         if curve is None and rest.strip():

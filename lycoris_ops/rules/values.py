@@ -48,5 +48,5 @@ def number(text: str) -> float:
     """A finite number. Raises RuleError for anything else."""
     value = float(text) if re.fullmatch(_NUMBER, text.strip(), re.IGNORECASE) else math.nan
     if not math.isfinite(value):
-        raise RuleError("a value is not understood", got=text, expected=EXPECTED)
+        raise RuleError("E-rule-value-not-understood", got=text, expected=EXPECTED)
     return value

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import LycorisError, number_of
+from ..errors import LycorisError
+from ..messages import number_of
 from ..reading.load import title_of
 from ..rules.rules import Rules
 from .stack import Entry, Stack
@@ -53,7 +54,7 @@ def _number(word: str, piece: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LycorisError("a strength is not understood", got=piece, expected=VALUES)
+        raise LycorisError("E-grid-strength-not-understood", got=piece, expected=VALUES)
     return value
 
 
@@ -146,14 +147,9 @@ def strength_grid(stack: Stack, across: Axis, down: Axis | None = None) -> Grid:
     rows = down.labels if down is not None else ()
     count = len(across.labels) * max(1, len(rows))
     if count > MOST:
-        raise LycorisError(
-            "a grid is too large", got=number_of(count, "picture"), expected=f"at most {MOST} pictures"
-        )
+        raise LycorisError("E-grid-too-large", most=MOST, got=number_of(count, "picture"))
     if any(entry.factors is not None for entry in stack):
-        raise LycorisError(
-            "the stack has a strength for each picture already",
-            hint="Use one LyCORIS Strength Grid: it has a second axis",
-        )
+        raise LycorisError("E-grid-strengths-already-set")
     entries: list[Entry] = []
     for index, entry in enumerate(stack):
         for stepped, steps in across.split(index, entry):
@@ -166,7 +162,7 @@ def strength_grid(stack: Stack, across: Axis, down: Axis | None = None) -> Grid:
 def _entry(stack: Stack, row: int) -> Entry:
     if not 1 <= row <= len(stack):
         raise LycorisError(
-            "the stack has no such row",
+            "E-stack-row-absent",
             got=str(row),
             expected=f"1 to {len(stack)}" if len(stack) else "a stack that is not empty",
         )

@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 from ..algorithms.base import Parameter
 from ..changes.place import Where
 from ..changes.timing import Timing, mean
-from ..errors import MatchError, either, located, number_of
+from ..errors import MatchError, located
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
+from ..messages import either, number_of
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
@@ -356,44 +357,42 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         first = live[0]
         if resolution.elsewhere:
             raise MatchError(
-                f"{title_of(resolution.entry.name)} is {resolution.elsewhere}",
+                "E-layer-for-another-component",
                 file=file,
                 key=first.layer,
+                name=title_of(resolution.entry.name),
+                elsewhere=resolution.elsewhere,
+                shape=list(first.expected),
+                target=first.target.key,
                 got=first.made_for,
-                expected=f"{list(first.expected)} for {first.target.key}",
                 hint=OTHER_MODEL,
             )
         more = f" (and {number_of(len(live) - 1, 'more layer')})" if len(live) > 1 else ""
         raise MatchError(
-            f"a layer does not fit its weight {first.target.key}{more}",
+            "E-layer-misfits-weight",
             file=file,
             key=first.layer,
+            target=first.target.key,
+            more=more,
+            name=first.target.name,
             got=first.made_for,
             expected=str(list(first.expected)),
-            hint="The adapter was made for another model; to leave out a layer that does not fit, "
-            f"give it the block rule `{first.target.name} = 0`",
         )
     if not resolution.matches and not (may_be_absent and _all_absent(resolution)):
         raise _nothing_matches(resolution)
     if strict and resolution.unmatched:
         first = resolution.unmatched[0]
         raise MatchError(
-            f"{len(resolution.unmatched)} of {resolution.layers} layers cannot be matched, and strict is on",
+            "E-layers-unmatched-strict",
             file=file,
             key=first.layer,
+            count=len(resolution.unmatched),
+            layers=resolution.layers,
             got=first.reason,
             expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
-            hint="Turn strict off to apply the rest",
         )
     if strict and (left := resolution.entry.adapter.left_out):
-        raise MatchError(
-            f"{len(left)} tensors of the file were not read, and strict is on",
-            file=file,
-            key=left[0],
-            got="a whole saved module, or tensors of an unknown tool",
-            expected="tensors of layers only",
-            hint="Turn strict off to apply the rest",
-        )
+        raise MatchError("E-tensors-unread-strict", file=file, key=left[0], count=len(left))
 
 
 def _all_absent(resolution: EntryResolution) -> bool:
@@ -405,26 +404,25 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     if _all_absent(resolution):
         components = " and ".join(COMPONENT_NAMES[component] for component in resolution.absent)
         return MatchError(
-            f"all layers of the adapter belong to the {components}, and {resolution.absent_because}",
-            file=file,
-            hint="Provide it, or take the adapter out of the stack",
+            "E-component-absent", file=file, components=components, absent_because=resolution.absent_because
         )
     first = resolution.unmatched[0] if resolution.unmatched else None
     if resolution.elsewhere:
         return MatchError(
-            f"{title_of(resolution.entry.name)} is {resolution.elsewhere}",
+            "E-adapter-for-another-component",
             file=file,
             key=first.layer if first else None,
-            got=f"{resolution.layers} layers, none of them in the model",
+            name=title_of(resolution.entry.name),
+            elsewhere=resolution.elsewhere,
+            layers=resolution.layers,
             hint=OTHER_MODEL,
         )
     return MatchError(
-        "nothing in the adapter matches the model",
+        "E-nothing-matches",
         file=file,
         key=first.layer if first else None,
         got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
         expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
-        hint="The adapter was made for another kind of model, or it is of a kind that cannot be read",
     )
 
 

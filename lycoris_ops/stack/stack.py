@@ -52,11 +52,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, Adapter):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LycorisError(
-                "the adapter of an entry is no adapter",
-                got=type(self.adapter).__name__,
-                expected="what load_adapter returns",
-            )
+            raise LycorisError("E-entry-adapter-unusable", got=type(self.adapter).__name__)
         factors: Any = () if self.factors is None else self.factors
         if not isinstance(factors, Sequence):
             raise self._wrong("the factors are not a list of numbers", factors, "such as (1.0, 0.5)")
@@ -104,21 +100,13 @@ class Stack:
         object.__setattr__(self, "entries", tuple(entries))
         for entry in self.entries:
             if not isinstance(entry, Entry):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise LycorisError(
-                    "a stack holds entries alone",
-                    got=type(entry).__name__,
-                    expected="such as Entry(load_adapter(path), 0.8)",
-                )
+                raise LycorisError("E-stack-entry-unusable", got=type(entry).__name__)
 
     @staticmethod
     def check(stack: Stack) -> None:
         """Raise LycorisError for anything else that is given in place of a stack."""
         if not isinstance(stack, Stack):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LycorisError(
-                "this is no stack of adapters",
-                got=type(stack).__name__,
-                expected="such as Stack([Entry(load_adapter(path), 0.8)])",
-            )
+            raise LycorisError("E-stack-unusable", got=type(stack).__name__)
 
     def __add__(self, other: Stack) -> Stack:
         return Stack(self.entries + other.entries)
@@ -169,25 +157,16 @@ class Stack:
         for entry in self:
             if entry.schedule:
                 raise LycorisError(
-                    f"an adapter whose strength follows a schedule cannot {purpose}",
-                    file=entry.name,
-                    got=str(entry.schedule),
-                    expected="a constant strength",
-                    hint="Take this stack from before Schedule LyCORIS Strength",
+                    "E-stack-strength-scheduled", file=entry.name, purpose=purpose, got=str(entry.schedule)
                 )
             if entry.where:
                 raise LycorisError(
-                    f"an adapter whose strength differs over places or pictures cannot {purpose}",
+                    "E-stack-strength-by-place",
                     file=entry.name,
+                    purpose=purpose,
                     got="a mask" if entry.mask else "a strength for each picture",
-                    expected="one strength",
-                    hint="Take this stack from before Mask LyCORIS Stack or LyCORIS Strength Grid",
                 )
             if entry.low_noise is not None:
                 raise LycorisError(
-                    f"a pair of adapters for two experts cannot {purpose}",
-                    file=entry.name,
-                    got=f"{entry.low_noise.name} for low noise beside it",
-                    expected="one adapter",
-                    hint="Choose *Split into two rows* in the menu of the row, and take one of them",
+                    "E-stack-holds-pair", file=entry.name, purpose=purpose, name=entry.low_noise.name
                 )

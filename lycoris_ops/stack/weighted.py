@@ -40,12 +40,7 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
         with located(file=adapter.path, key=name):
             layers[name] = layer if strength == 1.0 else layer.multiplied(strength)
     if not layers:
-        raise LycorisError(
-            "nothing of the adapter is left to save",
-            file=adapter.name,
-            got="strength 0 in every layer",
-            expected="a strength other than 0",
-        )
+        raise LycorisError("E-nothing-left-to-save", file=adapter.name)
     recipe = {
         "weighted": adapter.name,
         "strength": entry.strength,

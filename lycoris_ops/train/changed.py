@@ -11,8 +11,9 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..algorithms.lora import Lora
-from ..errors import LayerError, number_of
+from ..errors import LayerError
 from ..maths.shapes import flat_shape
+from ..messages import number_of
 from ..modules.sites import Site
 from ..ranks.sizes import Rank
 from ..reading.adapter import Adapter

@@ -18,8 +18,9 @@ from time import monotonic
 from typing import Any
 
 from .. import processes
-from ..errors import LycorisError, TrainError, WriteError, number_of
+from ..errors import LycorisError, TrainError, WriteError
 from ..files.writing import system_errors
+from ..messages import number_of
 from ..writing.place import has_folder, place_of
 from .claims import claimed
 from .history import History

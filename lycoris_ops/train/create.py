@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..algorithms import Layer
 from ..algorithms.sharing import Sharing, once
 from ..algorithms.training import Trained
-from ..errors import LycorisError, UnsuitedError, either, located
+from ..errors import LycorisError, UnsuitedError, located
 from ..expressions import of_one_text
+from ..messages import either
 from ..modules.patterns import check_used
 from ..modules.sites import Site, all_sites, select
 from ..ranks.plan import Plan

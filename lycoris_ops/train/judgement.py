@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..charts import ColourTable, Picture, below_each_other, shortened
-from ..errors import number_of
+from ..messages import number_of
 from ..ranks.plan import table
 from ..report.words import NAME
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from .. import processes
-from ..errors import DivergedError, TrainError, number_of
+from ..errors import DivergedError, TrainError
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
+from ..messages import number_of
 from ..ranks.gradients import Loss
 from ..writing.place import files_of, has_folder
 from .agreed import check_agreed

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..algorithms import Layer
 from ..algorithms.full import Full
-from ..errors import MatchError, number_of
+from ..errors import MatchError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
+from ..messages import number_of
 from ..modules.named import named_modules
 from ..modules.sites import all_sites
 from ..names.layer_name import LayerName

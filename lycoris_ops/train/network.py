@@ -18,11 +18,12 @@ from .. import processes
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..algorithms.sharing import Sharing, once
-from ..errors import LycorisError, MatchError, located, number_of
+from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
 from ..maths.divided import changed_in_place, is_divided, put
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
+from ..messages import number_of
 from ..modules.named import named_modules
 from ..modules.patterns import check_used, patterns
 from ..modules.shares import left_out

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .. import processes
-from ..errors import DivergedError, FileFormatError, TrainError, number_of
+from ..errors import DivergedError, FileFormatError, TrainError
 from ..files.json_text import parse_json
+from ..messages import number_of
 from ..ranks.gradients import Loss
 from ..ranks.plan import table
 from .feed import Batches, Feed, first_of, times_larger

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypedDict, cast, get_args, get_type_hints
 
 from ..algorithms import ALGORITHMS, declaring
 from ..algorithms.training import Trained
-from ..errors import LycorisError, either, unknown_name
+from ..errors import LycorisError, unknown_name
+from ..messages import either
 
 MemberForm = Literal["auto", "bypass", "rebuilt"]
 Axis = Literal["output", "input"]
@@ -208,7 +209,7 @@ def check_names(
             "an unknown option", name, sorted({*names, *beside}), key=where, meant=OURS.get(name)
         )
         if name in NOT_HERE:
-            error.hint = NOT_HERE[name]
+            error.values["hint"] = NOT_HERE[name]
         raise error
 
 

@@ -16,12 +16,18 @@ from torch.nn.parameter import is_lazy
 
 from .. import processes
 from ..devices import check_device
-from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either
+from ..errors import (
+    DivergedError,
+    FileFormatError,
+    MatchError,
+    TrainError,
+)
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..maths.divided import own_part, part_of, put
 from ..maths.tensors import norm
+from ..messages import either
 from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
 from .feed import Batches, DataPosition, Feed, batches_of, moved, no_validation

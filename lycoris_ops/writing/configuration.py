@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import number_of
+from ..messages import number_of
 from ..names.dialects import Encoded, write_of
 from ..names.relation import Relation
 from ..names.to_write import LayerToWrite

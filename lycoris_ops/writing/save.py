@@ -14,11 +14,12 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
 from ..algorithms.sharing import Sharing
-from ..errors import LayerError, LycorisError, either, located, number_of
+from ..errors import LayerError, LycorisError, located
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
+from ..messages import either, number_of
 from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.layer_name import LayerName
 from ..names.relation import LookedUp, Relation

@@ -13,8 +13,14 @@ import torch
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
 from ..algorithms.sharing import Sharing, once
-from ..errors import LayerError, LycorisError, MatchError, WriteError, either
+from ..errors import (
+    LayerError,
+    LycorisError,
+    MatchError,
+    WriteError,
+)
 from ..layers.cast import cast_layer
+from ..messages import either
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.relation import LookedUp, Relation
 from ..names.to_write import LayerToWrite, plan_names

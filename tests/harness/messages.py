@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 from .facts import ROOT
 
+PACKAGES = ("lycoris_ops", "lycoris_nodes")
 BASE = "LycorisError"
 NAMED = "unknown_name"
 """The function that makes the error for a name that is none of the known ones."""
@@ -19,9 +22,10 @@ COMPUTED = "It says what was expected."
 
 @dataclass(frozen=True)
 class Message:
-    """One message of an error of a kind, and what it says beside, with … for each value."""
+    """One message of an error of a kind, its code, and what it says beside, with … for each value."""
 
     kind: str
+    code: str
     problem: str
     beside: str
 
@@ -30,15 +34,28 @@ def tables() -> str:
     """All messages in Markdown: a part for each class, and a table with what each says beside."""
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
     found = sorted(
-        set(messages(trees)), key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside)
+        set(messages(trees, known_texts())),
+        key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside),
     )
     parts: list[str] = []
     for kind, said in known_kinds(trees).items():
-        rows = [f"| {cell(one.problem)} | {cell(one.beside)} |" for one in found if one.kind == kind]
+        rows = [
+            f"| {cell(one.problem)} | {cell(one.beside)} | {one.code and f'`{one.code}`'} |"
+            for one in found
+            if one.kind == kind
+        ]
         if rows:
-            table = "\n".join(["| message | what to do, or what was expected |", "|---|---|", *rows])
+            table = "\n".join(
+                ["| message | what to do, or what was expected | code |", "|---|---|---|", *rows]
+            )
             parts.append(f"### {kind}\n\n{said}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def known_texts() -> dict[str, dict[str, str]]:
+    """The texts of both packages by code."""
+    files = [ROOT / package / "messages.json" for package in PACKAGES]
+    return {code: texts for file in files for code, texts in json.loads(file.read_text("utf-8")).items()}
 
 
 def cell(text: str) -> str:
@@ -50,10 +67,11 @@ def cell(text: str) -> str:
 
 
 def sources() -> list[Path]:
-    return [file for name in ("lycoris_ops", "lycoris_nodes") for file in sorted((ROOT / name).rglob("*.py"))]
+    return [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
 
 
-def messages(trees: Collection[ast.Module]) -> Iterator[Message]:
+def messages(trees: Collection[ast.Module], texts: Mapping[str, Mapping[str, str]]) -> Iterator[Message]:
+    """What the calls in `trees` can say: by their codes in `texts`, or in words of their own."""
     kinds = known_kinds(trees)
     for tree in trees:
         for call in ast.walk(tree):
@@ -64,15 +82,22 @@ def messages(trees: Collection[ast.Module]) -> Iterator[Message]:
             if name != NAMED and name not in kinds:
                 continue
             kind = called_kind(given.get("error")) if name == NAMED else name
-            for problem in spoken(call.args[0]):
-                yield Message(kind, problem, SIMILAR if name == NAMED else beside(given))
+            for code in spoken(call.args[0]):
+                own = {part: plain(text) for part, text in texts.get(code, {"problem": code}).items()}
+                advice = SIMILAR if name == NAMED else beside(own, given)
+                yield Message(kind, code if code in texts else "", own["problem"], advice)
 
 
-def beside(given: Mapping[str | None, ast.expr]) -> str:
+def plain(text: str) -> str:
+    """A text with … for each value."""
+    return "".join(fixed + ("" if name is None else "…") for fixed, name, _, _ in Formatter().parse(text))
+
+
+def beside(own: Mapping[str, str], given: Mapping[str | None, ast.expr]) -> str:
     """What a message says to do, or expects; "" where it says neither."""
-    if advice := spoken(given.get("hint")):
+    if advice := [own["hint"]] if "hint" in own else spoken(given.get("hint")):
         return ended(", or: ".join(advice))
-    if expected := spoken(given.get("expected")):
+    if expected := [own["expected"]] if "expected" in own else spoken(given.get("expected")):
         return ended(f"Expected: {', or '.join(expected)}")
     return COMPUTED if given.keys() & {"hint", "expected"} else ""
 

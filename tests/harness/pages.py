@@ -27,7 +27,7 @@ GROUPS = {
     "Inspect and report": "inspect report charts",
     "Train": "train modules",
     "Ranks": "ranks",
-    "Errors and the rest": "errors discovery maths version",
+    "Errors and the rest": "errors messages discovery maths version",
 }
 """The groups of public names, each with the modules of `lycoris_ops` that its names come from."""
 MARKS = {"api.md": "<!-- names -->", "errors.md": "<!-- errors -->"}

@@ -92,15 +92,18 @@ raise FileError(f"{name} is damaged" if name else "it is damaged", hint="Get ano
 raise LycorisError("too many", expected=f"at most {most}")
 raise unknown_name("no such file", name, files, error=FileError)
 raise ValueError("no message of ours")
+raise FileError("E-empty", count=2, hint="Fill it")
 """
+TEXTS = {"E-empty": {"problem": "the {what} has {count:row|rows}", "expected": "{more:or}, as in {{}}"}}
 
 
 def test_messages_are_read_from_where_they_are_made() -> None:
-    assert list(messages([ast.parse(SOURCE)])) == [
-        Message("FileError", "… is damaged", "Get another copy."),
-        Message("FileError", "it is damaged", "Get another copy."),
-        Message("LycorisError", "too many", "Expected: at most …."),
-        Message("FileError", "no such file", SIMILAR),
+    assert list(messages([ast.parse(SOURCE)], TEXTS)) == [
+        Message("FileError", "", "… is damaged", "Get another copy."),
+        Message("FileError", "", "it is damaged", "Get another copy."),
+        Message("LycorisError", "", "too many", "Expected: at most …."),
+        Message("FileError", "", "no such file", SIMILAR),
+        Message("FileError", "E-empty", "the … has …", "Fill it."),
     ]
 
 

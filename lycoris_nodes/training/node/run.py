@@ -392,7 +392,7 @@ def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
             same = "give it the same inputs"
             if theirs is not ours:
                 same = f"{'link' if theirs else 'unlink'} `clip` and `captions`, as they were"
-            error.hint = f"The training {run.in_words}. To resume it, {same}. {ANEW}"
+            error.values["hint"] = f"The training {run.in_words}. To resume it, {same}. {ANEW}"
         raise
 
 

@@ -63,5 +63,5 @@ def _metadata(text: str) -> tuple[str, str | None]:
     """The key and value of KEY=VALUE. The value is None for KEY=, which removes the key."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise LycorisError("metadata must be given as KEY=VALUE", got=text or "nothing")
+        raise LycorisError("E-argument-metadata-malformed", got=text or "nothing")
     return key, value or None

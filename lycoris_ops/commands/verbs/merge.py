@@ -69,11 +69,7 @@ def run(options: argparse.Namespace) -> int:
 def _option(text: str) -> tuple[str, float | str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise LycorisError(
-            "an option of a merge method is not understood",
-            got=text,
-            expected="NAME=VALUE, such as density=0.3",
-        )
+        raise LycorisError("E-argument-option-malformed", got=text)
     try:
         return name, float(value)
     except ValueError:

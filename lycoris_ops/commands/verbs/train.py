@@ -146,11 +146,7 @@ def _resumed(option: str | bool | None, training: TrainOptions) -> str | None:
     if option is not True:
         return option or None
     if training.folder is None:
-        raise LycorisError(
-            "there is no folder with a state to go on from",
-            key="[train]",
-            expected="output or checkpoints, or --resume with a file",
-        )
+        raise LycorisError("E-resume-folder-absent", key="[train]")
     return str(training.folder)
 
 

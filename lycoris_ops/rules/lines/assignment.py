@@ -55,7 +55,7 @@ def read(text: str) -> Assignment | None:
         return None
     patterns, left, right = assignment
     if not patterns:
-        raise RuleError("a rule has no pattern", got=text.strip()).at(text.index("=") + 1)
+        raise RuleError("E-rule-without-pattern", got=text.strip()).at(text.index("=") + 1)
     try:
         amount = Amount.of(right)
     except RuleError as error:

@@ -75,7 +75,7 @@ def read(text: str) -> Elements | None:
         elements.append(_element(match))
         end = match.end()
         if len(elements) > MOST_PATTERNS:
-            raise RuleError("a line has too many elements", expected=f"at most {MOST_PATTERNS}").at(end)
+            raise RuleError("E-rule-too-many-elements", most_patterns=MOST_PATTERNS).at(end)
     return Elements(text.strip(), tuple(elements)) if elements else None
 
 

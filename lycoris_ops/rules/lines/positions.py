@@ -58,11 +58,9 @@ def read(text: str) -> Positions | None:
     for item in text.lstrip()[1:].split(","):
         match = ITEM.fullmatch(item)
         if not match:
-            raise RuleError(
-                "a part of a % line is not understood",
-                got=item.strip() or "nothing between two commas",
-                expected="default=, base=, in1-4=, mid=, out=, double1=, single=, each with a number",
-            ).at(column)
+            raise RuleError("E-rule-percent-part", got=item.strip() or "nothing between two commas").at(
+                column
+            )
         try:
             value = number(match[4].strip())
         except RuleError as error:

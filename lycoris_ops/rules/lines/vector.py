@@ -41,7 +41,8 @@ class VectorLine(Line):
         if layout is None or not _fits(layout, scene):
             known = [f"{size} (LBW, {own.title})" for size, own in PUBLISHED.items() if _fits(own, scene)]
             raise RuleError(
-                f"a vector of {len(self.entries)} numbers does not fit the model",
+                "E-vector-length-misfits",
+                count=len(self.entries),
                 got=self.text,
                 expected=" or ".join(known) or "rules by name: no vector is known for this model",
                 hint=BY_NAME,
@@ -89,9 +90,7 @@ def read(text: str) -> VectorLine | None:
     if len(entries) < SHORTEST or text.count(":") > 1 or (name and not name.strip()):
         return None
     if name.strip().lower() in OTHERS:
-        raise RuleError(
-            "vectors of this tool are not read", got=text.strip(), expected="a vector of LBW", hint=BY_NAME
-        ).at(1)
+        raise RuleError("E-vector-tool-unknown", got=text.strip(), hint=BY_NAME).at(1)
     column = len(name) + len(colon) + 1
     for entry in entries:
         word = entry.strip()
@@ -106,14 +105,7 @@ def _checked(word: str, column: int) -> None:
         number(word)
     except RuleError:
         if INPUT.fullmatch(word):
-            raise RuleError(
-                "an entry of a vector is a letter without its number",
-                got=word,
-                expected="the number itself in its place",
-                hint="In LBW X is the number after x= in the prompt",
-            ).at(column) from None
+            raise RuleError("E-vector-letter-without-number", got=word).at(column) from None
         raise RuleError(
-            "an entry of a vector is not a number",
-            got=re.sub(r"\s+", " ", word) or "nothing between two commas",
-            expected="numbers, or R and U for random ones, with commas between them",
+            "E-vector-entry-not-a-number", got=re.sub("\\s+", " ", word) or "nothing between two commas"
         ).at(column) from None

@@ -1,0 +1,57 @@
+"""Every error has a code whose text is in `messages.json`, and is raised with the values of that text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from string import Formatter
+
+import pytest
+
+import lycoris_ops as lyc
+from lycoris_ops.errors import FileFormatError
+from tests.harness.messages import NAMED, called, known_kinds, known_texts, sources, spoken
+
+PARTS = {"problem", "got", "expected", "hint"}
+PLACES = {"file", "place", "key", "weight"}
+TEXTS = known_texts()
+TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
+RAISING = {NAMED, *known_kinds(TREES)}
+CALLS: dict[str, list[ast.Call]] = defaultdict(list)
+for call in (node for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Call)):
+    if call.args and called(call) in RAISING:
+        for code in spoken(call.args[0]):
+            CALLS[code].append(call)
+
+
+def names_in(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+
+
+def test_every_code_has_a_text_and_every_text_a_code() -> None:
+    assert sorted(TEXTS.keys() - CALLS.keys()) == []
+    assert [code for code in CALLS if code.startswith("E-") and code not in TEXTS] == []
+    assert [code for code in TEXTS if not re.fullmatch(r"E(-[a-z0-9]+)+", code)] == []
+    assert [code for code, text in TEXTS.items() if "problem" not in text or text.keys() - PARTS] == []
+
+
+@pytest.mark.parametrize("code", sorted(TEXTS))
+def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
+    needed = set[str]().union(*map(names_in, TEXTS[code].values()))
+    for call in CALLS[code]:
+        given = {word.arg for word in call.keywords}
+        assert None in given or needed <= given, ast.unparse(call)
+        assert given - needed <= PARTS | PLACES | {"error", "meant"}, ast.unparse(call)
+
+
+def test_a_text_is_filled_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = {
+        "problem": "{names:or} of {key} for {count:layer|layers} and {other:part|parts}",
+        "got": "{names:list} {{}}",
+    }
+    monkeypatch.setattr("lycoris_ops.errors.messages", lambda: {"E-here": text})
+    error = FileFormatError("E-here", key="unet", names=["a", "b", "{c}"], count=1, other=2, hint="Do it")
+    assert error.problem == "a, b or {c} of unet for 1 layer and 2 parts"
+    assert (error.code, error.got, error.expected, error.hint) == ("E-here", "a, b, {c} {}", None, "Do it")
+    assert str(lyc.LycorisError("no {code} at all")) == "no {code} at all"
