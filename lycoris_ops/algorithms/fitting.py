@@ -242,7 +242,7 @@ class Offer:
     make: Callable[[int], Layer] | None = None
     """Makes the layer for an index in `ranks`, with float32 factors and the scale of the `Delta`. It must not
     refer to the `Delta` or to slices of its triples, because that would keep the whole change in memory. None
-    where nothing is kept of the change: then it must be fitted again."""
+    in a probe, whose layers start from `start`."""
     tensors: int = 1
     """How many tensors each has in a file, including alpha."""
     held: int = 0
@@ -257,6 +257,8 @@ class Offer:
     first_steps: tuple[float, ...] = ()
     """With D a gradient, the running sums of `sums`: the fall of the loss in Adam's first step, divided by
     the learning rate. Only offers of a probe have them."""
+    own: bool = False
+    """Whether it is the layer that makes the change already, not a new one."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from ..messages import number_of
 from ..ranks.allocate import NOTHING, Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
-from .choice import Measured, by_rank, by_size, in_bytes, is_short
+from .choice import all_of_it, by_rank, by_size, complete, in_bytes, is_short
 from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
@@ -121,7 +122,10 @@ class _Engine:
 
     def __post_init__(self) -> None:
         self.largest = self.settings.most
-        self.rows: list[FitRow] = []
+        self.candidates: dict[str, list[Candidate]] = {}
+        self.rows: dict[str, FitRow] = {}
+        """The line of each change in the report. Until its layer is made, all its energy is lost."""
+        self.biases: dict[str, Tensor] = {}
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, str] = {}
         self.stayed: list[str] = []
@@ -131,16 +135,19 @@ class _Engine:
         self.steps = Steps(self.progress, len(self.sources) * (1 if self.settings.rank is not None else 2))
 
     def run(self) -> tuple[dict[str, Layer], FitReport]:
-        if self.settings.rank is not None:
+        rank, any_kind = self.settings.rank, self.settings.algorithm == ANY
+        if rank is not None:
             for source in self.sources:
-                self._make_by_rank(source, self.settings.rank)
+                candidates = self._measure(source)
+                self._make(source, candidates, by_rank(candidates, rank, any_kind=any_kind))
         else:
-            measured: dict[str, Measured] = {}
-            self._measure_all(self.sources, measured)
-            self._look_further(measured)
-            chosen = by_size(measured, self.settings.size, self._full(), self._beside(measured))
+            self._measure_all(self.sources)
+            self._look_further()
+            chosen = by_size(
+                self.candidates, self.settings.size, self._signal(), self._full(), self._beside()
+            )
             for source in self.sources:
-                self._make(source, measured.pop(source.name), chosen.get(source.name, NOTHING))
+                self._make(source, self.candidates.pop(source.name), chosen.get(source.name, NOTHING))
         if not self.layers:
             raise PlanError(
                 "nothing is left of the changes",
@@ -150,42 +157,49 @@ class _Engine:
         if self.own == len(self.sources):
             smaller = self.settings.never_larger
             stays = "nothing smaller keeps as much" if smaller else "no layer is larger than was asked for"
-        report = FitReport(
-            tuple(self.rows), self.left_out, self.lost, notes=tuple(self._notes()), stays=stays
-        )
+        rows = tuple(self.rows[name] for name in self.layers)
+        report = FitReport(rows, self.left_out, self.lost, notes=tuple(self._notes(rows)), stays=stays)
         return self.layers, report
 
     # Measuring.
 
-    def _measure_all(self, sources: Sequence[Source], measured: dict[str, Measured]) -> None:
+    def _measure_all(self, sources: Sequence[Source]) -> None:
         for source in sources:
-            if source.name in measured:
-                self.held -= _held(measured[source.name].offers)
-            measured[source.name] = self._measure(source)
+            self.held -= _held(self.candidates.get(source.name, ()))
+            self.candidates[source.name] = self._measure(source)
+            self.held += _held(self.candidates[source.name])
             self.steps.step()
 
-    def _look_further(self, measured: dict[str, Measured]) -> None:
+    def _look_further(self) -> None:
         """Double the ranks that are looked at, until they suffice for the size."""
         if self.settings.largest is not None:
             return
-        while is_short(measured, self.settings.size, self._full(), self._beside(measured)):
+        size = self.settings.size
+        while is_short(self.candidates, size, self._signal(), self._full(), self._beside()):
             more = [
                 source
                 for source in self.sources
-                if not measured[source.name].complete and self.largest < min(flat_shape(source.shape))
+                if not complete(self.candidates[source.name]) and self.largest < min(flat_shape(source.shape))
             ]
             if not more:
                 return
             self.largest *= 2
             self.steps.total += len(more)
-            self._measure_all(more, measured)
+            self._measure_all(more)
 
-    def _measure(self, source: Source) -> Measured:
+    def _measure(self, source: Source) -> list[Candidate]:
+        """What a change may become; NOTHING is among it where it may also be left out.
+
+        Its energy, noise and bias are noted, and the change is let go.
+        """
+        self.rows[source.name] = FitRow(source.name, source.before, "", None, 0, 0.0, 0.0)
         with located(key=source.name):
             change = source.read(self.steps.pause)
             check_finite(change.forms, change.bias)
+            if change.bias is not None:
+                self.biases[source.name] = change.bias
             if not change.forms:
-                return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
+                return []
             delta = self._delta(source, change, self.largest)
             if not math.isfinite(delta.energy):
                 raise _not_finite()
@@ -193,31 +207,47 @@ class _Engine:
             kinds: Sequence[str] = ()
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
                 kinds = kinds_of(source, self.settings)
-                for kind in kinds:
-                    self.steps.pause()
-                    offers += KINDS[kind].fit(delta)
+                offers = self._offers(source, delta, kinds)
                 if not offers:
                     # The kind has no layer for this weight.
-                    kinds, offers = ("full",), [*Full.fit(delta)]
-            if self.settings.rank is None and self.held + _held(offers) > HELD:
-                offers = [replace(offer, make=None, held=0, start={}, sums=None) for offer in offers]
-            self.held += _held(offers)
-            complete = all(offer.complete for offer in offers)
-            own = None if delta.own is None else self._own(delta.own, delta.energy)
-            # Vectors and bare parameters are small, and become full differences in any case.
-            exact = source.only is not None or len(source.shape) < 2
-            return Measured(
-                energy=delta.energy,
-                signal=delta.signal,
-                noise=delta.variance * math.prod(source.shape),
-                complete=complete,
-                candidates=self._candidates(source, delta, kinds, offers, own),
-                sure=exact or (change.noise != 0.0 and complete),
-                largest=delta.largest,
-                bias=delta.bias,
-                offers=offers,
-                own=own,
+                    kinds = ("full",)
+                    offers = self._offers(source, delta, kinds)
+            noise = delta.variance * math.prod(source.shape)
+            self.rows[source.name] = replace(
+                self.rows[source.name], energy=delta.energy, lost=delta.energy, noise=noise
             )
+            candidates = self._candidates(source, delta, kinds, offers)
+        if self.settings.rank is not None or not candidates:
+            return candidates
+        # Vectors and bare parameters are small, and become full differences in any case.
+        exact = source.only is not None or len(source.shape) < 2
+        if self.settings.size == "auto" and (exact or (change.noise != 0.0 and complete(candidates))):
+            return [all_of_it(candidates)]
+        return [NOTHING, *candidates]
+
+    def _offers(self, source: Source, delta: Delta, kinds: Iterable[str]) -> list[Offer]:
+        """The nearest layers of these kinds. Where they would hold too much, they are fitted again."""
+        offers: list[Offer] = []
+        held = self.held
+        for kind in kinds:
+            self.steps.pause()
+            for number, offer in enumerate(KINDS[kind].fit(delta)):
+                if self.settings.rank is None and held + offer.held > HELD:
+                    again = partial(self._fitted_again, source, kind, number, delta.largest)
+                    offers.append(replace(offer, make=again, held=0, start={}, sums=None))
+                else:
+                    held += offer.held
+                    offers.append(offer)
+        return offers
+
+    def _fitted_again(self, source: Source, kind: str, number: int, largest: int, index: int) -> Layer:
+        delta = self._delta(source, source.read(self.steps.pause), largest)
+        return KINDS[kind].fit(delta)[number].layer(index)
+
+    def _read_again(self, source: Source, _: int) -> Layer:
+        own = source.read(self.steps.pause).own
+        assert own is not None
+        return own
 
     def _delta(self, source: Source, change: Delta, largest: int) -> Delta:
         """The change with the settings of the fit."""
@@ -236,50 +266,47 @@ class _Engine:
         )
 
     def _candidates(
-        self,
-        source: Source,
-        delta: Delta,
-        kinds: Sequence[str],
-        offers: Iterable[Offer],
-        own: Offer | None,
+        self, source: Source, delta: Delta, kinds: Sequence[str], offers: Iterable[Offer]
     ) -> list[Candidate]:
         """Every layer that the change may become. Its gain is the energy kept, without the noise."""
         if not delta.energy > 0:
             return []
-        found = [
+        candidates = [
             self._candidate(source, offer, index, delta.variance)
             for offer in offers
             for index in range(len(offer.ranks))
         ]
-        if own is None or delta.own is None:
-            return found
-        stays = self._candidate(source, own, 0, 0.0)
+        if delta.own is None:
+            return candidates
+        stays = self._candidate(source, self._own(source, delta.own, delta.energy), 0, 0.0)
         if self._may_stay(delta.own, kinds, bound=delta.bound):
-            found.insert(0, stays)
+            candidates.insert(0, stays)
         if self.settings.never_larger:
             # Keep the source's own layer if no candidate is as small, even if its kind was not asked for.
             # Bytes count: a layer in 8 bits has fewer of them than a new one with as many parameters.
             width = self._dtype(source).itemsize
-            most = own.parameters[0] * width
+            most = stays.parameters * width
             if self.settings.dtype is None:
                 most = sum(tensor.nbytes for tensor in _factors_of(delta.own))
-            found = [one for one in found if one is stays or one.parameters * width <= most] or [stays]
-        return found
+            candidates = [c for c in candidates if c is stays or c.parameters * width <= most] or [stays]
+        return candidates
 
     def _candidate(self, source: Source, offer: Offer, index: int, variance: float) -> Candidate:
         count = offer.parameters[index]
         gain = max(0.0, offer.kept[index] - variance * count)
         return Candidate(self._cost(source, count, offer.tensors), gain, offer, index)
 
-    def _own(self, own: Layer, energy: float) -> Offer:
-        """The source's own layer, which keeps everything."""
+    def _own(self, source: Source, own: Layer, energy: float) -> Offer:
+        """The source's own layer, which keeps everything. Where other sources are measured before it is made,
+        it is read again, because it may be as large as the weight."""
         return Offer(
             algorithm=own.algorithm,
             ranks=(own.rank,),
             kept=(energy,),
             parameters=(sum(tensor.numel() for tensor in _factors_of(own)),),
-            make=None if self.settings.rank is None else lambda _: own,
+            make=partial(self._read_again, source) if self.settings.rank is None else lambda _: own,
             tensors=len(own.dump()),
+            own=True,
         )
 
     def _may_stay(self, own: Layer, kinds: Sequence[str], *, bound: bool) -> bool:
@@ -300,25 +327,28 @@ class _Engine:
             return parameters
         return parameters * self._dtype(source).itemsize + tensors * (len(source.name) + KEY) + ALPHA_BYTES
 
+    def _signal(self) -> float:
+        """The energy of all changes without their noise."""
+        return sum(max(0.0, row.energy - row.noise) for row in self.rows.values())
+
     def _full(self) -> int:
         """The number of values of the weights that are changed."""
         return sum(math.prod(source.shape) for source in self.sources if source.shape)
 
-    def _beside(self, measured: Mapping[str, Measured]) -> int:
+    def _beside(self) -> int:
         """Everything outside the candidates' costs: biases and, for bytes, the rest of the file."""
-        biases = [
-            (source, own.bias.numel())
-            for source in self.sources
-            if (own := measured[source.name]).bias is not None
-        ]
         if not in_bytes(self.settings.size):
-            return sum(count for _, count in biases)
+            return sum(bias.numel() for bias in self.biases.values())
         kept = sum(
             tensor.nbytes + len(name) + len(suffix) + KEY
             for name, layer in self.kept.items()
             for suffix, tensor in layer.dump().items()
         )
-        added = sum(count * self._dtype(source).itemsize + len(source.name) + KEY for source, count in biases)
+        added = sum(
+            self.biases[source.name].numel() * self._dtype(source).itemsize + len(source.name) + KEY
+            for source in self.sources
+            if source.name in self.biases
+        )
         return OTHERS + len(encode_header({}, self.metadata)) + kept + added
 
     def _dtype(self, source: Source) -> torch.dtype:
@@ -326,63 +356,50 @@ class _Engine:
 
     # Making.
 
-    def _make_by_rank(self, source: Source, rank: int) -> None:
-        measured = self._measure(source)
-        self._make(source, measured, by_rank(measured, rank, any_kind=self.settings.algorithm == ANY))
-
-    def _make(self, source: Source, measured: Measured, chosen: Candidate) -> None:
+    def _make(self, source: Source, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         """Take the chosen layer into the result, or say why there is none."""
-        if chosen.offer is not None or measured.bias is not None:
+        row = self.rows[source.name]
+        if chosen.offer is not None or source.name in self.biases:
             with located(key=source.name):
-                layer = self._layer(source, measured, chosen)
-                self._take(source, measured, chosen, layer)
-        elif not source.shape or measured.energy == 0.0:
+                self._take(source, chosen)
+        elif not source.shape or row.energy == 0.0:
             self.left_out[source.name] = UNCHANGED
-        elif not measured.candidates:
+        elif not candidates:
             self.left_out[source.name] = "because it is only rounding of the sources"
         else:
             self.left_out[source.name] = "because its energy is not worth its size"
-            self.lost += measured.energy
+            self.lost += row.energy
         self.steps.step()
 
-    def _layer(self, source: Source, measured: Measured, chosen: Candidate) -> Layer:
-        """The chosen layer, on the CPU; an empty one where only the bias changes."""
-        offer = chosen.offer
-        if offer is None:
-            return Full()
-        if offer.make is None:
-            change = source.read(self.steps.pause)
-            if offer is measured.own:
-                assert change.own is not None
-                return on_cpu(change.own)
-            kind = KINDS[offer.algorithm]
-            place = [one for one in measured.offers if one.algorithm == offer.algorithm].index(offer)
-            offer = kind.fit(self._delta(source, change, measured.largest))[place]
-        return on_cpu(offer.layer(chosen.size))
-
-    def _take(self, source: Source, measured: Measured, chosen: Candidate, layer: Layer) -> None:
-        own = chosen.offer is not None and chosen.offer is measured.own
-        if not own:
-            if measured.bias is not None:
-                layer = layer.with_bias_change(measured.bias)
+    def _take(self, source: Source, chosen: Candidate) -> None:
+        """Make the chosen layer, on the CPU; one with the bias alone where only that changes."""
+        row, bias = self.rows[source.name], self.biases.get(source.name)
+        layer = Full() if chosen.offer is None else on_cpu(chosen.offer.layer(chosen.size))
+        if not chosen.own:
+            if bias is not None:
+                layer = layer.with_bias_change(bias)
             layer = cast_layer(layer, self._dtype(source))
         elif self.settings.dtype is not None:
             layer = cast_layer(layer, self.settings.dtype)
         self.layers[source.name] = layer
-        self.own += own and self.settings.dtype is None
-        if own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
+        self.own += chosen.own and self.settings.dtype is None
+        if chosen.own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
             self.stayed.append(source.before)
-        count = 0 if measured.bias is None else measured.bias.numel()
-        energy = 0.0 if chosen.offer is None else measured.energy
-        self.lost += measured.energy - energy
-        lost = 0.0 if own else energy - chosen.kept
-        # A smaller loss is only the rounding of the two numbers.
-        lost = lost if lost > SHARE_ROUNDING * energy else 0.0
-        noise = 0.0 if chosen.offer is None else measured.noise
-        kind, count = layer.algorithm, count + chosen.parameters
-        self.rows.append(FitRow(source.name, source.before, kind, chosen.rank, count, energy, lost, noise))
+        energy = 0.0 if chosen.offer is None else row.energy
+        self.lost += row.energy - energy
+        lost = 0.0 if chosen.own else energy - chosen.kept
+        self.rows[source.name] = replace(
+            row,
+            algorithm=layer.algorithm,
+            rank=chosen.rank,
+            parameters=chosen.parameters + (0 if bias is None else bias.numel()),
+            energy=energy,
+            # A smaller loss is only the rounding of the two numbers.
+            lost=lost if lost > SHARE_ROUNDING * energy else 0.0,
+            noise=0.0 if chosen.offer is None else row.noise,
+        )
 
-    def _notes(self) -> Iterable[str]:
+    def _notes(self, rows: Iterable[FitRow]) -> Iterable[str]:
         if self.stayed:
             kind = self.settings.algorithm
             yield (
@@ -390,7 +407,7 @@ class _Engine:
                 f"{kind} is smaller and keeps as much. Give a rank, a size or a share to convert them too"
             )
         rank = self.settings.rank
-        lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
+        lower = [row for row in rows if rank and row.rank is not None and row.rank < rank]
         if lower:
             yield (
                 f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
@@ -410,9 +427,9 @@ def _factors_of(layer: Layer) -> list[Tensor]:
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
 
 
-def _held(offers: Iterable[Offer]) -> int:
-    """Bytes of the tensors that offers hold."""
-    return sum(offer.held for offer in offers)
+def _held(candidates: Iterable[Candidate]) -> int:
+    """Bytes of the tensors that the offers of candidates hold."""
+    return sum({id(c.offer): c.offer.held for c in candidates if c.offer is not None}.values())
 
 
 def check_finite(forms: Iterable[Additive], bias: Tensor | None = None) -> None:

@@ -26,6 +26,11 @@ class Candidate(NamedTuple):
     """The index of the size in `Offer.ranks`."""
 
     @property
+    def own(self) -> bool:
+        """Whether it is the source's own layer."""
+        return self.offer is not None and self.offer.own
+
+    @property
     def rank(self) -> int | None:
         return None if self.offer is None else self.offer.ranks[self.size]
 
