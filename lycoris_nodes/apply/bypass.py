@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,6 +52,39 @@ PERCENTS = range(1 << 24)
 """The grid on which the percent of a sigma is searched: exact to 6e-8."""
 
 
+@dataclass(eq=False)
+class OfModel:
+    """What belongs to one model; all but `patches` and `met` only while it is loaded."""
+
+    patches: Any
+    """The host's `patches_uuid` of the patches under which weights were read."""
+    met: dict[str, Met | None]
+    """What each layer read from its weight, by module path."""
+    hooks: dict[str, Bypass] = field(default_factory=dict[str, Bypass])
+    in_turn: list[CalledInTurn] = field(default_factory=list[CalledInTurn])
+    """The hooks on cross-attentions; `hooks` has the hooks on their layers."""
+    blend: Blend | None = None
+    """For the cross-attentions that are not called in turn."""
+    keys: str = ""
+    """The layer that last made keys or values for a cross-attention."""
+    passing: Passing | None = None
+    """The current pass."""
+
+
+@dataclass(eq=False)
+class OfSampling:
+    """What the passes of one sampling have in common."""
+
+    size: Shape | None = None
+    """Of the latent."""
+    areas: Mapping[Any, Sequence[range]] = field(default_factory=dict[Any, Sequence[range]])
+    """The part of the latent that each conditioning is for, by the host's id of the conditioning."""
+    retained: Sequence[int] = ()
+    """The frames that every context window contains."""
+    sigmas: tuple[Any, list[float]] = (None, [])
+    """The sigmas of the steps: the host's tensor, and its values as a list."""
+
+
 class BypassInjection(PatcherInjection):
     """The bypass plans of a model's layers, by module path, and the hooks that are attached for them.
 
@@ -79,26 +113,8 @@ class BypassInjection(PatcherInjection):
         """Whether a strength differs between pictures."""
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
-        self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
-        """For each model, the attached hooks by module path."""
-        self._in_turn: WeakKeyDictionary[Any, list[CalledInTurn]] = WeakKeyDictionary()
-        """For each model, the hooks on its cross-attentions; `_attached` has the hooks on their layers."""
-        self._blends: WeakKeyDictionary[Any, Blend] = WeakKeyDictionary()
-        """For each model, the blend of its cross-attentions that are not called in turn."""
-        self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        """For each model, the layer that last made keys or values for a cross-attention."""
-        self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
-        """For each model, (`patches_uuid`, what each layer read from its weight under these patches)."""
-        self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
-        """For each model, its current pass."""
-        self._sampled: Shape | None = None
-        """The size of the latent that is being sampled."""
-        self._areas: dict[Any, Sequence[range]] = {}
-        """The part of the latent that each conditioning is for, by the host's id of the conditioning."""
-        self._retained: Sequence[int] = ()
-        """The frames that every context window contains."""
-        self._sigmas: tuple[Any, list[float]] = (None, [])
-        """The sigmas of the steps of a run: the host's tensor, and its values as a list."""
+        self._models: WeakKeyDictionary[Any, OfModel] = WeakKeyDictionary()
+        self._sampling = OfSampling()
 
     @property
     def wrappers(self) -> Mapping[str, Callable[..., Any]]:
@@ -119,14 +135,11 @@ class BypassInjection(PatcherInjection):
         Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
         computed; PatchMemoryError if there is no memory to read a weight.
         """
-        # Another clone has attached them already: clones share the model and this injection.
-        if patcher.model in self._attached:
+        if (own := self._models.get(patcher.model)) and own.hooks:
+            # By another clone: clones share the model and this injection.
             return
-        stamp, known = self._met.get(patcher.model, (None, {}))
-        if stamp != patcher.patches_uuid:
-            self._met[patcher.model] = (patcher.patches_uuid, known := {})
-        attached = self._attached[patcher.model] = {}
-        in_turn = self._in_turn[patcher.model] = []
+        if own is None or own.patches != patcher.patches_uuid:
+            own = self._models[patcher.model] = OfModel(patcher.patches_uuid, {})
         try:
             for path, plan in self.plans.items():
                 module = layer_of(patcher, path)
@@ -138,7 +151,7 @@ class BypassInjection(PatcherInjection):
                     # A merged change is made from the weight below the host's LoRA hooks, and does not scale
                     # or turn what they add. So form it, and only add it to the output.
                     plan = BypassPlan.build(plan.geometry, ()).then(plan)
-                met = None if beside else known.get(path)
+                met = None if beside else own.met.get(path)
                 hooks = Bypass(module, plan, reader=HostReader(below), met=met, name=path)
                 dtype, device = torch.float32, patcher.load_device
                 purpose = "to read a weight that bypassed layers depend on"
@@ -146,33 +159,25 @@ class BypassInjection(PatcherInjection):
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
                     hooks.meet(dtype, device)
                 if not beside:
-                    known[path] = hooks.met
+                    own.met[path] = hooks.met
                 if path in self.tokens:
-                    hooks.before_pass = partial(self._locate, patcher.model, hooks, path)
+                    hooks.before_pass = partial(self._locate, own, hooks, path)
                     hooks.apart = self.apart if self.tokens[path] in APART else ()
-                attached[path] = hooks.attach()
+                own.hooks[path] = hooks.attach()
             # After the hooks on the layers, because these hooks take the layers' outputs.
-            for path, layers in self._called_in_turn().items():
+            turns = [path for path, kind in self.tokens.items() if self.apart and kind == IN_TURN]
+            for path, layers in groupby(sorted(turns, key=_attention), _attention):
                 called = [layer_of(patcher, layer) for layer in layers]
-                blend = Blend(self.apart, partial(self._of_queries, patcher.model, "places", path))
-                in_turn.append(CalledInTurn(layer_of(patcher, path), called, blend))
+                blend = Blend(self.apart, partial(self._places, own, path, "places"))
+                own.in_turn.append(CalledInTurn(layer_of(patcher, path), called, blend))
             if self.apart:
                 network = patcher.model.diffusion_model
                 kind: Tokens = "level" if hasattr(network, "input_blocks") else "places"
-                places = partial(self._of_queries, patcher.model, kind, None)
-                self._blends[patcher.model] = Blend(self.apart, places)
+                own.blend = Blend(self.apart, partial(self._places, own, None, kind))
         except BaseException:
             # Interrupts too: a hook that stayed would change every later run of the model.
             self.eject(patcher)
             raise
-
-    def _called_in_turn(self) -> dict[str, list[str]]:
-        """Each attention that is called in turn, with the layers that make its keys and values."""
-        attentions: dict[str, list[str]] = {}
-        for path, kind in self.tokens.items():
-            if self.apart and kind == IN_TURN:
-                attentions.setdefault(path.rpartition(".")[0], []).append(path)
-        return attentions
 
     def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
         """Note the size of the latent, then run the sampling.
@@ -180,17 +185,16 @@ class BypassInjection(PatcherInjection):
         Pictures whose strengths differ get the same noise, also in the steps of samplers that add some. The
         host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
         """
-        before = self._sampled
+        before, self._sampling = self._sampling, OfSampling(picture_shape(noise, kwargs)[2:])
         for each in self.left_whole:
             each.begin()
-        self._sampled = picture_shape(noise, kwargs)[2:]
         if self.differ:
             noise, args = like_the_first(noise), tuple(map(with_one_noise, args))
             kwargs = {name: with_one_noise(value) for name, value in kwargs.items()}
         try:
             return run(noise, *args, **kwargs)
         finally:
-            self._sampled = before
+            self._sampling = before
 
     def note_areas(
         self, run: Any, model: Any, conds: Any, x: Any, sigma: Any, options: Mapping[str, Any]
@@ -200,13 +204,14 @@ class BypassInjection(PatcherInjection):
         The host calls this in place of its `calc_cond_batch`, which it gives as `run`.
         """
         every = [conditioning for several in conds for conditioning in several or ()]
-        areas = {conditioning["uuid"]: area_of(conditioning, x, sigma) for conditioning in every}
-        self._areas = {number: area for number, area in areas.items() if area is not None}
-        self._retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
+        sampling = self._sampling
+        areas = ((conditioning["uuid"], area_of(conditioning, x, sigma)) for conditioning in every)
+        sampling.areas = {number: area for number, area in areas if area is not None}
+        sampling.retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
         try:
             return run(model, conds, x, sigma, options)
         finally:
-            self._areas, self._retained = {}, ()
+            sampling.areas, sampling.retained = {}, ()
 
     def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Set the strengths that change from pass to pass, then run the pass.
@@ -214,14 +219,15 @@ class BypassInjection(PatcherInjection):
         The host calls this in place of the model's `apply_model`, which it gives as `run`.
         """
         model = run.class_obj
-        attached = self._attached.get(model, {})
+        of_model = self._models.get(model)
         # In the order of `apply_model`.
         names = ("c_concat", "c_crossattn", "control", "transformer_options")[: len(args)]
         arguments = {**dict(zip(names, args, strict=True)), **kwargs}
         options = arguments.get("transformer_options") or {}
-        if attached and self.timed:
-            self._set_strengths(model, attached, float(sigma.flatten()[0]), options)
-        if not (attached and self.tokens):
+        hooks = of_model.hooks if of_model else {}
+        if hooks and self.timed:
+            self._set_strengths(model, hooks, float(sigma.flatten()[0]), options)
+        if of_model is None or not (hooks and self.tokens):
             return run(x, sigma, *args, **kwargs)
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
@@ -239,14 +245,14 @@ class BypassInjection(PatcherInjection):
             }
             some, at = (x, sigma) if full else of_samples((x, sigma), samples, len(x))
             apart = tuple(crop for crop in crops for _ in pictures)
-            passing = Passing.about(model, some, own, [*pictures] * chunks, count, apart)
-            own["transformer_options"] = self._placed(model, options, passing)
+            of_model.passing = Passing.about(model, some, own, [*pictures] * chunks, count, apart)
+            own["transformer_options"] = self._blended(of_model, options)
             try:
                 # By position, as they came: others may wrap the pass too.
                 beside = [own.pop(name) for name in names]
                 outputs += [run(some, at, *beside, **own)]
             finally:
-                self._passing.pop(model, None)
+                of_model.passing = None
                 for each in self.left_whole:
                     each.tell()
         if len(outputs) == 1:
@@ -264,23 +270,22 @@ class BypassInjection(PatcherInjection):
 
     def _crops(self, size: Shape, options: Mapping[str, Any], chunks: int) -> tuple[Crop, ...]:
         """Each chunk's part of the latent in a pass; () if every chunk has all of it."""
-        numbers, window = options.get("uuids") or (), options.get("context_window")
-        areas = [self._areas.get(number) for number in numbers] or [None] * chunks
-        if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
+        whole, window = self._sampling.size, options.get("context_window")
+        areas = [self._sampling.areas.get(number) for number in options.get("uuids") or ()] or [None] * chunks
+        if whole is None or (whole == size and window is None and areas == [None] * chunks):
             return ()
-        crops = tuple(crop_of(self._sampled, window, self._retained, area) for area in areas)
+        crops = tuple(crop_of(whole, window, self._sampling.retained, area) for area in areas)
         if any(tuple(map(len, crop.kept)) != size for crop in crops):
             raise LycorisError(
                 "a mask cannot be laid on a picture that another node samples in parts",
                 got=f"a part of {list(size)}",
-                expected=f"all of {list(self._sampled)}, an area of a conditioning, or a context window",
+                expected=f"all of {list(whole)}, an area of a conditioning, or a context window",
             )
         return crops
 
-    def _placed(self, model: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
-        """Note the pass, and return its options with the blended cross-attention."""
-        self._passing[model] = passing
-        if not self.apart:
+    def _blended(self, of_model: OfModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of a pass with the blended cross-attention."""
+        if of_model.blend is None:
             return options
         if (options.get("patches_replace") or {}).get("attn2"):
             raise LycorisError(
@@ -289,12 +294,12 @@ class BypassInjection(PatcherInjection):
                 hint="Leave the node out, or give the layers of the cross-attention the weight 0 by the rule "
                 "`*attn2* = 0` in Weight LyCORIS Blocks",
             )
-        attend = blended_attention(self._blends[model], options.get("optimized_attention_override"))
+        attend = blended_attention(of_model.blend, options.get("optimized_attention_override"))
         return {**options, "optimized_attention_override": attend}
 
-    def _locate(self, model: Any, hooks: Bypass, path: str, x: torch.Tensor) -> None:
+    def _locate(self, of_model: OfModel, hooks: Bypass, path: str, x: torch.Tensor) -> None:
         """Give a layer's hooks the places of its tokens in the pass that begins."""
-        if model not in self._passing:
+        if of_model.passing is None:
             raise LycorisError(
                 "a layer whose strength differs over places was called outside of sampling",
                 key=path,
@@ -302,25 +307,23 @@ class BypassInjection(PatcherInjection):
             )
         kernel, kind = len(hooks.plan.geometry.kernel), self.tokens[path]
         if kind in APART:
-            self._keys[model] = path
+            of_model.keys = path
         if kind in APART or path not in self.masked:
-            hooks.places = self._places(model, path, "text", ())
+            hooks.places = self._places(of_model, path, "text", ())
         elif kernel:
             # A convolution has its own grid.
-            hooks.places = self._places(model, path, "text", (math.prod(x.shape[: -kernel - 1]), 1))
+            hooks.places = self._places(of_model, path, "text", (math.prod(x.shape[: -kernel - 1]), 1))
         else:
-            hooks.places = self._places(model, path, kind, tuple(x.shape[:-1]))
+            hooks.places = self._places(of_model, path, kind, tuple(x.shape[:-1]))
 
-    def _of_queries(self, model: Any, kind: Tokens, path: str | None, shape: Shape) -> Places:
-        """The places of a cross-attention's queries, (samples, tokens).
+    def _places(self, of_model: OfModel, path: str | None, kind: Tokens, shape: Shape) -> Places:
+        """The places of a layer's tokens, or of a cross-attention's queries, (samples, tokens).
 
-        `path` is the attention's path. With None it is the attention whose keys and values were made last.
+        Without a path it is the attention whose keys and values were made last. If the tokens are not the
+        expected ones, the layer is reported.
         """
-        return self._places(model, path or self._keys[model].rpartition(".")[0], kind, shape)
-
-    def _places(self, model: Any, path: str, kind: Tokens, shape: Shape) -> Places:
-        """The places of a layer's tokens. If the tokens are not the expected ones, the layer is reported."""
-        passing = self._passing[model]
+        path, passing = path or _attention(of_model.keys), of_model.passing
+        assert passing is not None
         places = passing.places(kind, shape)
         if isinstance(places, Places):
             return places
@@ -334,35 +337,28 @@ class BypassInjection(PatcherInjection):
         self, model: Any, attached: Mapping[str, Bypass], sigma: float, options: Mapping[str, Any]
     ) -> None:
         """Set the strengths that follow timings to their values at the sigma of a pass."""
-        now = moment_of(model.model_sampling, sigma, self._steps(options))
+        sampling, sigmas = self._sampling, options.get("sample_sigmas")
+        # Once a run, because reading them waits for the GPU.
+        if sampling.sigmas[0] is not sigmas:
+            sampling.sigmas = (sigmas, [] if sigmas is None else sigmas.tolist())
+        now = moment_of(model.model_sampling, sigma, sampling.sigmas[1])
         strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
         if any(attached[path].strengths != own for path, own in strengths.items()):
             forget_passes(model)
         for path, own in strengths.items():
             attached[path].strengths = own
 
-    def _steps(self, options: Mapping[str, Any]) -> list[float]:
-        """The sigmas of this run's steps. They are read once a run, because reading waits for the GPU."""
-        sigmas = options.get("sample_sigmas")
-        if sigmas is None:
-            return []
-        if self._sigmas[0] is not sigmas:
-            self._sigmas = (sigmas, sigmas.tolist())
-        return self._sigmas[1]
-
     def eject(self, patcher: Any) -> None:
         """Remove the hooks and release the tensors that they hold on the device."""
-        for handle in self._in_turn.pop(patcher.model, ()):
-            handle.remove()
-        self._blends.pop(patcher.model, None)
-        for hooks in self._attached.pop(patcher.model, {}).values():
-            hooks.remove()
+        if own := self._models.get(patcher.model):
+            self._models[patcher.model] = OfModel(own.patches, own.met)
+            for hooks in (*own.in_turn, *own.hooks.values()):
+                hooks.remove()
 
 
 def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
     """The bypass plans that a patcher carries already, by module path."""
-    ours = _ours(patcher)
-    return {} if ours is None else ours.plans
+    return _ours(patcher).plans
 
 
 def add_bypass(
@@ -377,29 +373,32 @@ def add_bypass(
     `left_whole` is told in each sampling which of these modules have tokens of another kind.
     """
     before = _ours(patcher)
-    joined = dict(plans_of(patcher))
+    joined = dict(before.plans)
     for path, plan in plans.items():
         with located(key=path):
             joined[path] = joined[path].then(plan) if path in joined else plan
     # Setting the key replaces all its injections, so keep those of a second copy of the pack.
     others = [injection for injection in patcher.get_injections(NAME) or () if injection is not before]
-    kinds: Mapping[str, Tokens] = {} if before is None else before.tokens
-    reports = () if before is None else before.left_whole
-    ours = BypassInjection(joined, {**kinds, **tokens}, (*reports, left_whole))
+    ours = BypassInjection(joined, {**before.tokens, **tokens}, (*before.left_whole, left_whole))
     add_injection(patcher, NAME, [*others, ours])
-    earlier = {} if before is None else before.wrappers
     for what, wrapper in ours.wrappers.items():
-        wrap(patcher, what, NAME, wrapper, in_place_of=earlier.get(what))
+        wrap(patcher, what, NAME, wrapper, in_place_of=before.wrappers.get(what))
 
 
-def _ours(patcher: Any) -> BypassInjection | None:
-    """This pack's injection on a patcher, None where there is none.
+def _ours(patcher: Any) -> BypassInjection:
+    """This pack's injection on a patcher; one without plans where there is none.
 
     A second copy of the pack, loaded under another name, has a BypassInjection class of its own. Its
     injections are not touched.
     """
     injections = patcher.get_injections(NAME) or ()
-    return next((injection for injection in injections if isinstance(injection, BypassInjection)), None)
+    own = (injection for injection in injections if isinstance(injection, BypassInjection))
+    return next(own, BypassInjection({}, {}, ()))
+
+
+def _attention(path: str) -> str:
+    """The path of the attention that has a layer."""
+    return path.rpartition(".")[0]
 
 
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
