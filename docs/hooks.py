@@ -30,7 +30,7 @@ BROUGHT = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-    "tests/bench/README.md": "performance.md",
+    "benchmarks/README.md": "performance.md",
     "README.md": "index.md",
 }
 """Files of the repository, and their pages in the site. Each file becomes its page, except README.md: docs/

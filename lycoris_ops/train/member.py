@@ -59,14 +59,14 @@ memory bandwidth limits these steps."""
 BETWEEN = 250
 """The cost for each value that a Kronecker product's bypass forms between its two factors, in the same unit.
 
-Measured on a CPU, for layers of width 64 to 1280: the figures are in tests/bench/README.md."""
+Measured on a CPU, for layers of width 64 to 1280: the figures are in benchmarks/README.md."""
 
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight and
 a pass has more tokens than the weight has outputs.
 
 Measured on a CPU with DoRA, OFT and BOFT, for layers of width 64 to 1024 and 1 to 4096 tokens: the figures
-are in tests/bench/README.md."""
+are in benchmarks/README.md."""
 
 TINY = 1 << 15
 """For weights up to this size it costs less with any number of tokens. Above it, operators on few tokens keep

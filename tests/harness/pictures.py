@@ -18,11 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from tests.bench.quality.tasks.pictures import DATA
-
 from .assets import install, parts
 from .facts import NODES, ROOT, facts
 from .launch import Server, base_directory
+from .packages import DATA
 from .page import Ui, building, chromium, page
 from .templates import BLEND, EXAMPLE, FOLDER, JUDGE, SLIDER, SMALL, TEMPLATES, TRAIN, Values, put, ready
 

@@ -1,4 +1,4 @@
-"""The recipes of other trainers that `tests.bench.families` compares with, in two steps of each."""
+"""The recipes of other trainers that `benchmarks.families` compares with, in two steps of each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hosting import Host
 
-from tests.bench import families
-from tests.bench.families import CASES, OURS, Key, ways
-from tests.bench.quality import bases
+from benchmarks import families
+from benchmarks.families import CASES, OURS, Key, ways
+from benchmarks.quality import bases
 
 pytestmark = [pytest.mark.host, pytest.mark.soak]
 

@@ -20,8 +20,8 @@ from hosting import Host, Patched, patcher
 from PIL import Image
 from trainable import PIXELS, WORD_WIDTH, Counted, encoded, tiny, train
 
-from tests.bench.quality.tasks.pictures import DATA
 from tests.harness import zoo
+from tests.harness.packages import DATA
 
 pytestmark = pytest.mark.host
 

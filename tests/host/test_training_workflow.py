@@ -21,11 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from trainable import SAMPLED
 
-from tests.bench.quality.tasks.pictures import DATA
 from tests.harness.assets import install, parts
 from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
+from tests.harness.packages import DATA
 from tests.harness.prompts import node, own
 from tests.harness.templates import (
     EXTRACT,

@@ -24,7 +24,7 @@ from tests.harness.launches import Launches
 @pytest.mark.parametrize(
     ("options", "forward", "step"),
     [
-        # The numbers of PEFT 0.21, by `python -m tests.bench.launches`.
+        # The numbers of PEFT 0.21, by `python -m benchmarks.launches`.
         ({"algorithm": "lora", "rank": 8}, 4, 10),
         ({"algorithm": "lora", "rank": 8, "dora": "output"}, 16, 31),
         ({"algorithm": "lora", "rank": 8, "dora": "input"}, 16, 31),

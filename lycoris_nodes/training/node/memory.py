@@ -21,7 +21,7 @@ LARGE = 1_000_000_000
 """Above this number of model parameters, `auto` checkpoints the blocks."""
 KEPT, RECOMPUTED = 1.25, 0.1
 """Memory of a training step per block, as multiples of a pass without gradients: first with all activations
-kept, then with those inside blocks recomputed. Measured by tests/bench/train_memory.py: 1.21 and 0.10 for
+kept, then with those inside blocks recomputed. Measured by benchmarks/train_memory.py: 1.21 and 0.10 for
 Flux 1 with 57 similar blocks, 0.37 and 0.07 for SD1.5 with 38."""
 
 
