@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-Value = str | int | float | Sequence[str] | Sequence[int] | None
+Value = str | int | float | Sequence[str] | Sequence[int] | Exception | None
 """What a text can be filled with."""
 
 _FILES = [Path(__file__).with_name("messages.json")]

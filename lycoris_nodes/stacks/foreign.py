@@ -126,11 +126,10 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
     beyond = [*sorted(arguments_given.keys() - KNOWN), *plain[len(free) :], *filter(None, [more.strip()])]
     if beyond or not end:
         raise LycorisError(
-            f"a row cannot hold `{beyond[0]}` of this tag" if beyond else "this tag has no end",
+            "E-tag-argument-unknown" if beyond else "E-tag-without-end",
             key=f"row {number}",
             got=tag,
-            expected="<lora:name:strength>, with no more than te=, unet= and lbw=",
-            hint="Change the tag" if beyond else None,
+            argument=beyond[0] if beyond else None,
         )
     # Those packs take 1 for the text encoder if only the model's strength is named.
     te = arguments_given.get("te", "1" if "unet" in named else None)

@@ -100,15 +100,14 @@ def _tables(text: str) -> list[Any]:
         table = parse_json(text, unique=True)
     except ValueError as error:
         rows = tags_in(text) or tuples_in(text)
-        problem, got = "are neither JSON nor tags such as <lora:name:0.8>", str(error)
-    else:
-        if isinstance(table, dict) and isinstance(table.get("rows"), list):
-            return _own(table)
-        rows = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
-        problem, got = "have another form", None
+        if not rows:
+            raise LycorisError("E-rows-neither-json-nor-tags", got=str(error), expected=EMPTY) from None
+        return rows
+    if isinstance(table, dict) and isinstance(table.get("rows"), list):
+        return _own(table)
+    rows = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
     if not rows:
-        hint = "An empty text means no rows"
-        raise LycorisError("E-rows-unreadable", fault=problem, got=got, expected=EMPTY, hint=hint)
+        raise LycorisError("E-rows-of-another-form", expected=EMPTY)
     return rows
 
 
@@ -119,11 +118,10 @@ def _own(table: dict[str, Any]) -> list[Any]:
     if type(version) is not int or version != VERSION:
         later = type(version) is int and version > VERSION
         raise LycorisError(
-            "the rows are of a later version" if later else "the rows have an unknown version",
+            "E-rows-of-later-version" if later else "E-rows-version-unknown",
             key="version",
             got=json.dumps(version),
             expected=str(VERSION),
-            hint="Update the LyCORIS nodes, or make the rows again" if later else None,
         )
     _check_names(table, ["version", "rows"], "the rows")
     check_count(len(table["rows"]))

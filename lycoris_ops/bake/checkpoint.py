@@ -298,29 +298,26 @@ class _Merge:
             return
         if self.base.tensors[key].dtype == "C64":
             raise LayerError("E-weight-complex", file=self.base.path, key=key, expected=", ".join(FLOATS))
-        with_codec = "give a codec that reads and writes its format, or "
         raise FileFormatError(
-            "E-checkpoint-weight-quantised",
+            "E-checkpoint-weight-unread" if self.codec else "E-checkpoint-weight-quantised",
             file=self.base.path,
             key=key,
             got=stored_as(self.base.tensors[key].dtype, self.unread.get(key)),
             expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
-            hint=f"To merge, {('' if self.codec else with_codec)}take the file it was quantised from",
         )
 
     def _check_size(self, slot: FileSlot, shape: Shape, what: str) -> None:
         enlarged = _enlarged(shape, self.pairs.get(slot, ()))
         if enlarged != shape:
             raise LayerError(
-                "E-checkpoint-tensor-not-enlarged",
+                "E-checkpoint-quantised-not-enlarged"
+                if slot.key in self.quantised
+                else "E-checkpoint-tensor-not-enlarged",
                 file=self.base.path,
                 key=slot.name,
                 what=what,
                 got=str(list(enlarged)),
                 expected=str(list(shape)),
-                hint="Merge into the file it was quantised from"
-                if slot.key in self.quantised
-                else "Take the layer out of the adapter",
             )
 
     def runs(self, tensors: Mapping[str, TensorInfo]) -> Iterator[_Copied | str]:

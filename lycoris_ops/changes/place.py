@@ -175,10 +175,10 @@ class Mask:
             return planes.expand(count, -1, -1)
         if planes_given != video:
             raise LycorisError(
-                "E-mask-frames-differ",
+                "E-masks-for-one-picture" if count == 1 else "E-mask-frames-differ",
                 got=str(planes_given),
-                expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
-                hint="Take one mask of the batch: it is laid on every picture" if count == 1 else None,
+                video=video,
+                latent=count,
             )
         return torch.stack([frames.mean(0) for frames in planes.split_with_sizes(list(spans))])
 

@@ -92,8 +92,7 @@ def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, 
         # Only the arguments are checked here: a TypeError from inside the function must pass through.
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        problem = "the function does not take these arguments"
-        raise LycorisError(problem, key="[arguments]", got=str(error)) from error
+        raise LycorisError("E-task-arguments-unusable", key="[arguments]", got=str(error)) from error
 
     def task() -> tuple[Any, ...]:
         returned = function(**arguments)

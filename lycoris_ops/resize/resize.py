@@ -126,11 +126,11 @@ def _no_size(adapter: Adapter) -> PlanError:
     """The error where all layers stay as they are."""
     other = any(map(_has_size, adapter.info.values()))
     return PlanError(
-        "E-kinds-not-resizable",
+        "E-kinds-not-resizable-as-they-are" if other else "E-kinds-not-resizable",
         file=adapter.path,
         got=", ".join(sorted({info.algorithm.algorithm for info in adapter.info.values()})),
         expected=", ".join(FITTED),
-        hint=f"Choose a kind to convert them to instead of {SAME}, such as lora" if other else None,
+        same=SAME,
     )
 
 

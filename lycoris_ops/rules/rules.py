@@ -143,7 +143,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
                 "E-rules-line",
                 number=number,
                 column=error.column,
-                fault=error.problem,
+                fault=error,
                 got=content.strip(),
                 expected=error.expected,
                 hint=error.hint,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..changes.timing import Clock, Curve, Timing
-from ..errors import LycorisError, ScheduleError
+from ..errors import LycorisError, RuleError, ScheduleError
 from ..expressions import of_one_text
 from .patterns import Pattern, assigned, unmet
 from .rules import check_length, without_comment
@@ -51,9 +51,10 @@ class Schedule:
                 if not track.patterns:
                     raise ScheduleError("E-schedule-line-without-pattern", got=line)
                 tracks.append(Track(track.patterns, Timing(Curve.parse(track.right), clock)))
+            except RuleError as error:
+                raise RuleError("E-schedule-line", **_in_line(number, error)) from None
             except LycorisError as error:
-                error.values["problem"] = f"line {number} of the schedule is not understood: {error.problem}"
-                raise
+                raise ScheduleError("E-schedule-line", **_in_line(number, error)) from None
         rest = "\n".join(plain)
         if curve is None and rest.strip():
             curve = Curve.parse(rest)
@@ -95,3 +96,9 @@ class Schedule:
 def _shown(track: Track) -> str:
     patterns = " ".join(pattern.text for pattern in track.patterns)
     return f"{patterns} = {track.timing}" if patterns else str(track.timing)
+
+
+def _in_line(number: int, error: LycorisError) -> dict[str, Any]:
+    """What an error says of a line, in the words of the error in that line."""
+    parts = {"key": error.key, "got": error.got, "expected": error.expected, "hint": error.hint}
+    return {"number": number, "fault": error, **parts}

@@ -41,9 +41,10 @@ def parse_values(text: str) -> tuple[float, ...]:
         values += [round(begin + (end - begin) * n / max(1, steps - 1), 6) for n in range(steps)]
     if not 0 < len(values) <= MOST:
         raise LycorisError(
-            "there are no strengths" if not values else "there are too many strengths",
+            "E-grid-too-many-strengths" if values else "E-grid-without-strengths",
             got=text.strip() or "an empty text",
-            expected=f"1 to {MOST} {VALUES}",
+            most=MOST,
+            examples=VALUES,
         )
     return tuple(values)
 

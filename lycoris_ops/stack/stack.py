@@ -55,17 +55,20 @@ class Entry:
             raise LycorisError("E-entry-adapter-unusable", got=type(self.adapter).__name__)
         factors: Any = () if self.factors is None else self.factors
         if not isinstance(factors, Sequence):
-            raise self._wrong("the factors are not a list of numbers", factors, "such as (1.0, 0.5)")
+            raise LycorisError("E-entry-factors-unusable", file=self.adapter.path, got=repr(factors))
         for value in (self.strength, self.strength_of("te"), *cast("Sequence[object]", factors)):
             if not (isinstance(value, SupportsFloat) and math.isfinite(value)):
-                raise self._wrong("a strength must be a finite number", value, "such as 0.8")
+                raise LycorisError("E-entry-strength-unusable", file=self.adapter.path, got=repr(value))
         for name, kind in (("rules", Rules), ("schedule", Schedule), ("mask", Mask), ("low_noise", Adapter)):
             value = getattr(self, name)
             if not (value is None or isinstance(value, kind)):
-                raise self._wrong(f"the {name} of an entry is of another type", value, kind.__name__)
-
-    def _wrong(self, problem: str, value: object, expected: str) -> LycorisError:
-        return LycorisError(problem, file=self.adapter.path, got=repr(value), expected=expected)
+                raise LycorisError(
+                    "E-entry-part-unusable",
+                    file=self.adapter.path,
+                    name=name,
+                    got=repr(value),
+                    expected=kind.__name__,
+                )
 
     def strength_of(self, component: Component | None) -> float:
         """The strength for a component of the model. An unknown one gets the diffusion model's."""

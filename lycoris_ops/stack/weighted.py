@@ -72,14 +72,9 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
         component = info.named.component
         if entry.rules is not None or (component is None and not same):
             raise LycorisError(
-                "the strength of a layer depends on its place in the model"
-                if model is None
-                else "a layer has no place in the model, so its strength is unknown",
+                "E-strength-needs-model" if model is None else "E-strength-layer-absent",
                 file=adapter.path,
                 key=name,
-                got="no model" if model is None else "a model without this layer",
-                expected="the model that the adapter is for, with its text encoder",
-                hint="Give the model, and its text encoder too",
             )
         strengths[name] = entry.strength_of(component)
     return strengths

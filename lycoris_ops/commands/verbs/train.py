@@ -127,12 +127,10 @@ def _check_place(training: TrainOptions, resume: str | None) -> None:
         return
     if state := newest_state(training.folder):
         raise LycorisError(
-            "all steps of this training are done, but its file is not there"
-            if state.finished
-            else "this training is not finished",
+            "E-training-file-lost" if state.finished else "E-training-not-finished",
             file=str(state.path),
-            got=f"step {state.step} of {state.of}",
-            hint="Add --resume to go on with it, or --overwrite to begin anew",
+            step=state.step,
+            steps=state.of,
         )
 
 

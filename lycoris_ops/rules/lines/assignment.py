@@ -61,5 +61,6 @@ def read(text: str) -> Assignment | None:
     except RuleError as error:
         # Point to the first letter of the value, or to the column after the = if it has no value.
         column = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
-        raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(column) from None
+        error.values.update(got=right.strip() or "nothing", expected=EXPECTED)
+        raise error.at(column) from None
     return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)
