@@ -215,8 +215,7 @@ def figures(pack: Any, title: str, model: Model) -> list[str]:
     training, cures = part("host.training"), part("training.model.cures")
     host = zoo.bare(model.species, changed={**model.settings, "dtype": torch.bfloat16}, dtype=torch.bfloat16)
     network = host.diffusion_model.to(META)
-    known = part("training.data.families").FAMILIES
-    family = known.get(type(host.model_config).__name__) or known[type(host).__name__]
+    family = part("host.families").family_of(host)
     weights = sum(one.numel() for one in network.parameters())
     largest = max(one.numel() for one in network.parameters())
     # A quantised weight is turned into the dtype of the pass where it is used, one at a time.

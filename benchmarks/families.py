@@ -19,7 +19,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, is_dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -416,11 +416,12 @@ class Family:
                 lr=BASE_LR,
             )
         self.before = self.held_out({}, "test")
-        families: Any = importlib.import_module(f"{pack.__name__}.lycoris_nodes.training.data.families")
+        families: Any = importlib.import_module(f"{pack.__name__}.lycoris_nodes.host.families")
         usual = families.family_of(model)
+        shift = usual.times.shift
         self.usual = {
-            "times": usual.distribution,
-            "shift": usual.shift,
+            "times": usual.times.distribution,
+            "shift": astuple(shift) if is_dataclass(shift) else shift,
             "preset": usual.preset,
             "include": " ".join(usual.include),
             "rank": usual.rank,

@@ -83,11 +83,7 @@ from .merge.registry import merge_methods as merge_methods
 from .messages import add_messages as add_messages
 from .messages import number_of as number_of
 from .modules.presets import PRESETS as PRESETS
-from .names.architectures import BOUNDARIES as BOUNDARIES
-from .names.architectures import FRAME_RATES as FRAME_RATES
-from .names.architectures import TRAINED as TRAINED
 from .names.architectures import Tokens as Tokens
-from .names.architectures import Training as Training
 from .names.architectures import tokens_of as tokens_of
 from .names.blocks import Blocks as Blocks
 from .names.dialects import KEPT as KEPT

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...lycoris_ops import Blend, Crop, Places, Shape, Tokens, tokens_of
-from ..host.paces import frames_of
+from ..host.families import frames_of
 from ..host.training import patch_of
 
 ROOT = "diffusion_model."

@@ -17,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...lycoris_ops import LycorisError, Progress, TrainError, few, number_of
+from ..host.families.family import References, Sound
+from ..host.families.node import Beside, Made, Takes
 from ..host.files import shown_path
-from ..host.given import Beside, Given, Made, Takes, restored, stored
+from ..host.given import Given, restored, stored
 from ..host.page import picture_tensor
-from ..host.references import Conditioning, References, encoded_with, with_references
-from ..host.training import NOISE_MASK
+from ..host.references import Conditioning, encoded_with, with_references
+from ..host.sampling import NOISE_MASK
 from ..training.data.captions import sizes_told
 from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, is_film, pixels_of_clip, sound_of
@@ -107,10 +109,8 @@ class Shown:
     """How the model gets parts of its target, such as the first frame."""
     misses_frames: bool = False
     """Whether the model needs given frames, but no known node makes them."""
-    takes_sound: bool = False
-    """Whether the model makes clips with sound."""
-    needs_sound: bool = False
-    """Whether it only makes clips with sound."""
+    own_sound: Sound | None = None
+    """The sound that the model makes with its clips."""
     sound: Encoder | None = None
     """The audio VAE, where it is linked."""
     vision: Encoder | None = None
@@ -125,12 +125,12 @@ class Shown:
     @property
     def sounds(self) -> Encoder | None:
         """The audio VAE, for a model that learns sound."""
-        return self.sound if self.takes_sound else None
+        return self.sound if self.own_sound else None
 
     @property
     def hears(self) -> bool:
         """Whether the model hears the sound of clips."""
-        return self.given is not None and (self.given.takes.hears or self.given.takes.music)
+        return self.given is not None and bool(self.given.takes.hears or self.given.takes.music)
 
     @property
     def listener(self) -> Encoder | None:
@@ -257,7 +257,7 @@ def prepared(
         _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     _check_references(planned, shown, settings)
-    if shown.needs_sound:
+    if shown.own_sound and shown.own_sound.needed:
         _check_sounds(planned, shown, settings)
     together = shown.references is not None and bool(shown.references.node)
 
@@ -388,11 +388,7 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                     expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
                     hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
                     "folders such as `control`, are references. Rename them if they are not"
-                    + (
-                        "; for Bernini, set `references` to it"
-                        if shown.given and shown.given.may_be_bernini
-                        else ""
-                    ),
+                    + (f"; for {takes.instead}, set `references` to it" if takes and takes.instead else ""),
                 )
         if picture.found.references and shown.references is None and picture.clip is None:
             raise TrainError(
@@ -970,9 +966,9 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
             return ["the model hears no sound: link audio_encoder, as for sampling"] if heard else []
         lines = [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []
         return lines + without
-    if shown.sound is not None and not shown.takes_sound:
+    if shown.sound is not None and not shown.own_sound:
         return ["no sound is learned: this model makes none, so audio_vae is not used"]
-    if not shown.takes_sound or not heard:
+    if not shown.own_sound or not heard:
         return []
     if shown.sound is None:
         clips = number_of(len(heard), "clip")

@@ -19,6 +19,9 @@ from torch import Tensor
 from ...lycoris_ops import TrainError
 from .page import picture_tensor
 
+NOISE_MASK = "noise_mask"
+"""The name under which the host keeps the mask of a latent, beside `samples`."""
+
 
 def own_node(name: str, without: str, hint: str = "Update ComfyUI") -> Any:
     """One of the host's own nodes. Raises TrainError for a host that lacks it, which `without` explains."""
@@ -190,6 +193,11 @@ PARAMETRISATIONS: Sequence[tuple[type, str | None]] = tuple(
     if hasattr(sampling, kind)
 )
 """The host's classes of what a model predicts, with our names; None for those that add no noise."""
+
+
+def predicted_by(model_sampling: Any) -> str | None:
+    """What a model predicts, by our names; None if it is unknown, or if no noise is added."""
+    return next((name for kind, name in PARAMETRISATIONS if isinstance(model_sampling, kind)), None)
 
 
 def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:

@@ -20,10 +20,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor, nn
 
+from .families import family_of
 from .sampling import literal_tokens
-
-NOISE_MASK = "noise_mask"
-"""The name under which the host keeps the mask of a latent, beside `samples`."""
 
 
 def loaded(patchers: Sequence[Any], memory: float) -> None:
@@ -245,14 +243,10 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
     return [], ""
 
 
-_PICTURE_CHANNELS = {"MiniMaxH3AV": 24}
-"""Of formats that say the channels of their sound, which has more."""
-
-
 def ratios_of(model: Any) -> tuple[int, int, int]:
     """Of latents of pictures: channels, dimensions of space and time, and pixels per value along a side."""
     kind = model.latent_format
-    channels: int = _PICTURE_CHANNELS.get(type(kind).__name__) or kind.latent_channels
+    channels: int = family_of(model).channels or kind.latent_channels
     return channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 
 

@@ -14,28 +14,20 @@ from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
 from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
+from ..host.families import WAYS
+from ..host.families.family import Family
+from ..host.families.node import ENDS
 from ..host.files import kept_folder, picture_folder, picture_folders
-from ..host.given import ENDS, given_of, misses_frames
-from ..host.paces import OF_CLIPS
+from ..host.given import Given, check_made, given_of, misses_frames
 from ..host.page import io, progress, shown_picture
-from ..host.references import WAYS, references_of
-from ..host.sampling import encoded_text, is_cut
-from ..host.sounds import (
-    check_audio_vae,
-    encoded_sound,
-    heard_by,
-    music_of,
-    needs_sound,
-    takes_sound,
-    with_sound,
-)
-from ..host.training import NOISE_MASK, grid_of
-from ..host.unmade import check_made, unmade
+from ..host.sampling import NOISE_MASK, encoded_text, is_cut
+from ..host.sounds import check_audio_vae, encoded_sound, heard_by, with_sound
+from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN, advanced, count_input, number_input, optional, output, usual_input
 from ..schema.report import report_output, stages, with_report
-from ..training.data.families import family_of, frame_rate_of
+from ..training.data.families import trained_family
 from ..training.data.latents import latent_of
 
 LARGEST = 16384
@@ -249,11 +241,11 @@ class LycorisDataset(io.ComfyNode):
     ) -> io.NodeOutput:
         network = model.model
         check_made(network, {})
-        family = family_of(network)
+        family = trained_family(network)
         step = step_of(grid_of(network))
         # The host knows one ratio, which does not fit all models.
-        frame_step, frame_least = OF_CLIPS.get(type(network).__name__, (vae.temporal_compression_decode(), 1))
-        own_rate = frame_rate_of(network)
+        frame_step, frame_least = family.clip or (vae.temporal_compression_decode(), 1)
+        own_rate = family.frame_rate
         films = own_rate is not None and frame_step is not None
         sides = sorted({*(resolution or [family.resolution])}, reverse=True)
         if wrong := [side for side in sides if side % 1 or side > LARGEST]:
@@ -288,22 +280,21 @@ class LycorisDataset(io.ComfyNode):
         giving = given_of(network, first_frames, vision.encode if vision else None, references)
         hearing = None
         if giving and giving.takes.music:
-            hearing = Encoder(music_of, "music")
+            hearing = Encoder(giving.takes.music, "music")
         elif audio_encoder is not None:
-            hearing = _hearing(audio_encoder, network)
+            hearing = _hearing(audio_encoder, giving, network.diffusion_model)
         shown = Shown(
             vae,
             clip,
-            references=references_of(network, references),
+            references=family.references(network, references),
             given=giving,
             misses_frames=misses_frames(network, first_frames),
-            takes_sound=takes_sound(network),
-            needs_sound=needs_sound(network),
-            sound=None if audio_vae is None else _sound_encoder(audio_vae, network),
+            own_sound=family.sound,
+            sound=None if audio_vae is None else _sound_encoder(audio_vae, family),
             vision=vision,
             clip_vision=clip_vision,
             hearing=hearing,
-            unmade=_unmade(network),
+            unmade=_unmade(family),
         )
         if shown.listener and giving and giving.takes.hears and settings.frame_rate != own_rate:
             # The host's nodes share out what is heard at this rate.
@@ -351,24 +342,28 @@ def _latent(sample: PreparedPicture) -> dict[str, Any]:
     return latent if sample.sound is None else with_sound(latent, sample.sound)
 
 
-def _sound_encoder(vae: Any, model: Any) -> Encoder:
-    if not takes_sound(model):
-        return Encoder(partial(encoded_sound, vae), None)
-    check_audio_vae(vae, model)
-    return Encoder(partial(encoded_sound, vae), _identity_of_vae(vae))
+def _sound_encoder(vae: Any, family: Family) -> Encoder:
+    if family.sound is None:
+        # It is not used, and the report says so.
+        return Encoder(vae.encode, None)
+    check_audio_vae(vae, family.sound)
+    return Encoder(partial(encoded_sound, vae, family.sound), _identity_of_vae(vae))
 
 
-def _hearing(audio_encoder: Any, model: Any) -> Encoder:
+def _hearing(audio_encoder: Any, giving: Given | None, network: Any) -> Encoder:
+    if giving is None or giving.takes.hears is None:
+        # It is not used, and the report says so.
+        return Encoder(audio_encoder.encode_audio, None)
     named = (type(audio_encoder.model).__name__, str(audio_encoder.dtype))
-    return Encoder(partial(heard_by, audio_encoder, model), _identity(audio_encoder, *named))
+    hear = partial(heard_by, audio_encoder, giving.takes.hears(network))
+    return Encoder(hear, _identity(audio_encoder, *named))
 
 
-def _unmade(model: Any) -> str:
-    name, node, _ = unmade(model) or ("", "", False)
-    if not name:
+def _unmade(family: Family) -> str:
+    if family.unmade is None:
         return ""
-    way = f"to train with it, link `positive` through {node}"
-    return f"the model is not given `{name}`, which no folder has: {way}"
+    way = f"to train with it, link `positive` through {family.unmade.node}"
+    return f"the model is not given `{family.unmade.setting}`, which no folder has: {way}"
 
 
 def _text_encoder(clip: Any) -> Encoder:

@@ -24,7 +24,7 @@ from ..schema.inputs import (
     training_inputs,
 )
 from ..schema.report import report_output, stages, with_report
-from ..training.data.families import family_of
+from ..training.data.families import trained_family
 from ..training.data.loss import DiffusionLoss
 from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
 from ..training.model.session import opened
@@ -134,7 +134,7 @@ class LycorisPlan(io.ComfyNode):
         memory = memory_for(model, latents, 1, checkpointed=recompute)
         advice = memory_advice(checkpointed=recompute)
         with within_memory(*advice), opened(model, checkpointing=recompute, memory=memory) as session:
-            family = family_of(session.model)
+            family = trained_family(session.model)
             expert, because = trained_expert(AS_FAMILY, model, cls.hidden)
             times = times_of_expert(family.times, expert, model)
             loss = DiffusionLoss(session=session, times=times)

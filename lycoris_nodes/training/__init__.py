@@ -1,7 +1,7 @@
 """Train adapters for the host's models: open a model, prepare its inputs, compute the trainer's loss.
 
     with opened(model) as session:
-        family = family_of(session.model)
+        family = trained_family(session.model)
         latent = latent_of(session.model, encoded_picture, session.device)
         sample = Sample(latent, caption_of(session.model, conditioning, latent))
         net = session.adapted(rank=family.rank, preset=family.preset, include=family.include)

@@ -421,7 +421,7 @@ def test_the_edge_and_the_rest_of_a_mask(host: Host) -> None:
 def test_frames_that_older_hosts_do_not_count_are_as_in_this_one(host: Host) -> None:
     import comfy.latent_formats
 
-    for name, frames in host.module("lycoris_nodes.host.paces").OF_OLDER.items():
+    for name, frames in host.module("lycoris_nodes.host.families").PACES.items():
         assert getattr(getattr(comfy.latent_formats, name), "temporal_downscale_ratio", frames) == frames
 
 

@@ -334,8 +334,10 @@ def test_the_blocks_of_a_model_are_listed_with_what_an_adapter_does_there(host: 
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the pack's archive has no pages")
-def test_the_node_that_the_page_of_adding_adds_works(tmp_path: Path) -> None:
+def test_the_node_and_the_family_that_the_page_of_adding_adds_work(tmp_path: Path) -> None:
     home = added(tmp_path)
     chosen = "factor or (explained and LycorisScaleStack) or registers or checks_its_inputs"
-    told = outcome(home, "tests/host/test_scale.py", "tests/host/test_nodes.py", "-k", chosen)
-    assert "4 passed" in told
+    chosen += " or reel or defaults_of_every_family"
+    files = [f"tests/host/test_{name}.py" for name in ("scale", "reel", "nodes", "training_nodes")]
+    told = outcome(home, *files, "-k", chosen)
+    assert "6 passed" in told

@@ -299,7 +299,7 @@ def compare_and_train(
     assert own["samples"].shape == latent["samples"].shape
     assert own.keys() - {"samples"} == latent.keys() & {"noise_mask"}
 
-    usual = module(host, "").family_of(model).guidance
+    usual = module(host, "").trained_family(model).guidance
     said = {**told, **more} if usual is None else {**told, **more, "guidance": usual}
     called_with = by_the_sampler(
         model, [[words, said]], latent["samples"], noise_mask=latent.get("noise_mask")

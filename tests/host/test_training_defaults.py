@@ -40,7 +40,7 @@ def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str, tmp_path:
     training, ops = module(host, ""), host.ops
     model = tiny(architecture)
     latent, conds = {**INPUTS, **FURTHER}[architecture].make(ROWS)
-    family, sampling = training.family_of(model), model.model_sampling
+    family, sampling = training.trained_family(model), model.model_sampling
     tokens = host.module("lycoris_nodes.host.training").tokens_of(model, latent.shape)
 
     def loss_of(session: Any, shares: Tensor | None) -> Tensor:

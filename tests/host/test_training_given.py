@@ -505,7 +505,7 @@ def test_a_training_step_is_given_what_the_sampler_gives(
     host: Host, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, plain = tiny_of(architecture, monkeypatch)
-    latent, usual = latent_for(model), module(host, "").family_of(model).guidance
+    latent, usual = latent_for(model), module(host, "").trained_family(model).guidance
     compared: dict[str, set[str]] = {}
     for name, settings in settings_of(architecture, latent).items():
         given = conditioning(model, plain, **settings)
@@ -632,14 +632,15 @@ def test_the_hosts_node_puts_the_first_frame_into_the_latent(
     host: Host, architecture: str, pace: int, side: int
 ) -> None:
     """With a VAE that makes of some frames the mean of the first one."""
-    given, model = host.module("lycoris_nodes.host.given"), tiny_of_pictures(architecture)
-    pixels, beside = torch.rand(1 + 2 * pace, 64, 64, 3), given.Beside()
+    given, node = host.module("lycoris_nodes.host.given"), host.module("lycoris_nodes.host.families.node")
+    model = tiny_of_pictures(architecture)
+    pixels, beside = torch.rand(1 + 2 * pace, 64, 64, 3), node.Beside()
     shape = (1, model.latent_format.latent_channels, 1, 64 // side, 64 // side)
     vae = SimpleNamespace(
         encode=lambda pixels: torch.cat([one.mean() * torch.ones(shape) for one in pixels[::pace]], 2)
     )
     replaced = architecture == "HunyuanVideo"
-    made = given.given_of(model, given.REPLACED if replaced else "first").make(vae, pixels, None, beside)
+    made = given.given_of(model, node.REPLACED if replaced else "first").make(vae, pixels, None, beside)
     latent = made.within(torch.full((*shape[:2], 3, *shape[3:]), 9.0))
     assert (
         torch.equal(latent[:, :, :1], pixels[0].mean() * torch.ones(shape)) and (latent[:, :, 1:] == 9).all()
@@ -676,7 +677,7 @@ def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
         latent, parts = NestedTensor([video, sound]), [mask, torch.ones_like(sound)]
         noise_mask = NestedTensor(parts)
     text = conditioning(model, architecture, guiding_frame_index=0)
-    usual = training.family_of(model).guidance
+    usual = training.trained_family(model).guidance
     if usual is not None:
         text[0][1]["guidance"] = usual
     held = training.latent_of(model, latent, torch.device("cpu"), parts)

@@ -46,7 +46,7 @@ def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architectur
                 found.append(gradients(net))
         with session.opened(patcher(model)) as opened:
             # The usual layers are there.
-            family = module(host, "").family_of(model)
+            family = module(host, "").trained_family(model)
             opened.adapted(rank=2, preset=family.preset, include=family.include)
         # The same by the model's own layers, with changed weights and nothing beside them.
         with session.opened(patcher(model)) as opened:
@@ -65,11 +65,19 @@ def test_no_architecture_is_left_out() -> None:
 
 
 def test_the_networks_that_need_less_than_every_cure_are_all_tried(host: Host) -> None:
-    cures = module(host, "cures")
+    families = host.module("lycoris_nodes.host.families")
     tried = {type(tiny(name).diffusion_model).__name__ for name in ALL}
-    copying = cures.OVERWRITES_NORMED.keys() | cures.OVERWRITES_ATTENDED.keys()
-    # Two are text encoders.
-    assert tried >= (cures.WRITES_NOTHING | copying) - {"CLIPTextModel", "T5"}
+    assert tried >= families.NETWORKS.keys() - families.text_encoders.FAMILY.networks.keys()
+
+
+def test_families_name_classes_of_the_host(host: Host) -> None:
+    import comfy.model_base
+    import comfy.supported_models
+
+    if not all(map(zoo.supported, zoo.SPECIES)):
+        pytest.skip("an older host does not have all")
+    kinds = host.module("lycoris_nodes.host.families").KINDS
+    assert kinds.keys() <= {*vars(comfy.model_base), *vars(comfy.supported_models)}
 
 
 @pytest.mark.parametrize("name", [*zoo.NOT_GENERATORS, "LotusD", "WAN21_FlowRVS"])
@@ -84,4 +92,4 @@ def test_a_model_that_does_not_denoise_is_refused_by_name(host: Host, name: str)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=torch.device("meta"))
     with pytest.raises(host.ops.TrainError, match=type(model).__name__):
-        module(host, "").family_of(model)
+        module(host, "").trained_family(model)

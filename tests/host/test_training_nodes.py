@@ -487,7 +487,7 @@ def test_other_models_are_trained_by_their_own_defaults(
     if expert:
         links = {name: given[name] for name in ("model", "latents", "positive")}
         assert said in run_node(host, "LycorisPlan", tmp_path, **links)["report"]
-    family = module(host, "").family_of(trained.model)
+    family = module(host, "").trained_family(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
     # Flux and Qwen-Image train modulation layers by default, beside those of the preset.
@@ -815,8 +815,10 @@ def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., 
 
 def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
     page = (ROOT / "lycoris_nodes" / "web" / "docs" / "LycorisTrain.md").read_text(encoding="utf-8")
-    families = module(host, "families")
-    for family in (*families.FAMILIES.values(), families.OTHER_FLOW, families.OTHER):
+    families = host.module("lycoris_nodes.host.families")
+    named = [families.family_named([kind], kind) for kind in families.KINDS]
+    assert len({family.name for family in named}) > 25
+    for family in (*named, families.OTHER_FLOW, families.OTHER):
         times, shift = family.times.distribution, family.times.shift
         words = f"shift {shift:g}" if isinstance(shift, int | float) else "shift by size"
         row = (family.name, str(family.rank), f"{family.lr:g}", f"{times}, {words}", family.source)

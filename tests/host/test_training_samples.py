@@ -204,7 +204,7 @@ def test_a_batch_of_two_captions_is_the_two_single_ones(host: Host, architecture
             samples.append(
                 training.Sample(latent, training.caption_of(model, text(words, width, seed), latent))
             )
-        loss = training.DiffusionLoss(session=opened, times=training.family_of(model).times)
+        loss = training.DiffusionLoss(session=opened, times=training.trained_family(model).times)
         calls = []
         model.diffusion_model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
         torch.manual_seed(0)

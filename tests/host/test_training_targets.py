@@ -103,7 +103,8 @@ def test_weightings_are_those_of_the_papers_on_the_raw_loss(host: Host, kind: st
 
 
 def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
-    times, flux = module(host, "times"), module(host, "families").FAMILIES["Flux"].times
+    times = host.module("lycoris_nodes.host.families.times")
+    flux = host.module("lycoris_nodes.host.families").family_named(["Flux"]).times
     shares = (torch.arange(2000) + 0.5) / 2000
     torch.manual_seed(0)
     for made, reference in (
@@ -125,7 +126,7 @@ def shifted(time: Tensor, shift: float) -> Tensor:
 
 def test_the_shift_by_the_size_of_a_picture_is_that_of_flux(host: Host) -> None:
     found = host.module("lycoris_nodes.host.training")
-    shift = module(host, "families").FAMILIES["Flux"].times.shift.shift
+    shift = host.module("lycoris_nodes.host.families").family_named(["Flux"]).times.shift.shift
     assert math.log(shift(256)) == pytest.approx(0.5) and math.log(shift(4096)) == pytest.approx(1.15)
     # 1024 pixels are 128 values of the latent, which are 64 patches a side.
     assert found.tokens_of(tiny("Flux 1"), (1, 16, 128, 128)) == 4096
@@ -133,7 +134,7 @@ def test_the_shift_by_the_size_of_a_picture_is_that_of_flux(host: Host) -> None:
 
 
 def test_a_time_is_in_the_models_own_clock_without_the_shift_of_its_sampler(host: Host) -> None:
-    times = module(host, "times")
+    times = module(host, "targets")
     time = torch.tensor([0.0, 0.25, 0.5, 0.9])
     flux = tiny("Flux 1").model_sampling
     assert flux.shift != 0
@@ -150,11 +151,11 @@ def test_a_time_is_in_the_models_own_clock_without_the_shift_of_its_sampler(host
 
 @pytest.mark.parametrize("architecture", INPUTS)
 def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, architecture: str) -> None:
-    families, times, targets = module(host, "families"), module(host, "times"), module(host, "targets")
+    targets = module(host, "targets")
     model = tiny(architecture)
-    family = families.family_of(model)
+    family = module(host, "families").trained_family(model)
     time = family.times.at(torch.tensor([0.0, 1e-4, 0.5, 1.0]), 256)
-    sigma = times.sigma_at(model.model_sampling, time)
+    sigma = targets.sigma_at(model.model_sampling, time)
     assert (sigma > 0).all() and sigma.isfinite().all() and (sigma.diff() >= 0).all()
     weight = targets.weight_on_denoised(model.model_sampling, sigma)
     assert weight.isfinite().all() and (weight > 0).all()
@@ -164,7 +165,7 @@ def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, ar
 
 def test_a_shift_that_is_not_given_is_that_of_the_family(host: Host) -> None:
     settings = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.training.node.settings")
-    flux = module(host, "families").FAMILIES["Flux"]
+    flux = host.module("lycoris_nodes.host.families").family_named(["Flux"])
     for times, shift, distribution, wanted in (
         ("auto", 0.0, "logit-normal", flux.times.shift),
         ("uniform", 0.0, "uniform", flux.times.shift),
@@ -182,7 +183,7 @@ def test_times_between_two_are_as_likely_as_among_all(
     host: Host, distribution: str, between: tuple[float, float]
 ) -> None:
     """The reference is all times without those that lie outside."""
-    times = module(host, "times").Times(distribution, 0.5, 3.0)
+    times = module(host, "").Times(distribution, 0.5, 3.0)
     shares = (torch.arange(400_000) + 0.5) / 400_000
     every = times.at(shares, 100)
     wanted = every[(every >= between[0]) & (every <= between[1])]
@@ -213,7 +214,7 @@ def test_an_expert_is_trained_at_its_own_times(
     model = patcher(tiny(architecture))
     model.cached_patcher_init = (None, (f"models/{name}.safetensors",) if name else ())
     expert, _ = experts.trained_expert(choice, model, None)
-    assert experts.times_of_expert(module(host, "times").Times(), expert, model).between == wanted
+    assert experts.times_of_expert(module(host, "").Times(), expert, model).between == wanted
     if architecture in ("Wan 2.2 5B", "SD1.5"):
         with pytest.raises(host.ops.TrainError, match="not one of two experts"):
             experts.trained_expert("high noise", model, None)
@@ -225,7 +226,7 @@ def test_an_expert_is_trained_at_its_own_times(
 )
 def test_a_model_of_pictures_has_no_frame_rate(host: Host, architecture: str, rate: int | None) -> None:
     """Its configuration derives from a video model's, or its class is a video model's."""
-    assert module(host, "families").frame_rate_of(tiny(architecture)) == rate
+    assert host.module("lycoris_nodes.host.families").family_of(tiny(architecture)).frame_rate == rate
 
 
 NAMED = {

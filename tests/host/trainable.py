@@ -234,7 +234,7 @@ def held_out_loss(
     chance, losses = host.module("lycoris_ops.maths.chance").Chance, []
     with training.opened(patched) as session, torch.no_grad():
         held = samples.samples_of(session, latents, positive, seed=5)
-        loss = training.DiffusionLoss(session=session, times=training.family_of(session.model).times)
+        loss = training.DiffusionLoss(session=session, times=training.trained_family(session.model).times)
         for number, batch in enumerate(samples.judged(held, batch_size, 4)):
             with chance(5, "validation", number).drawn():
                 losses.append(float(loss(session.network, batch)))

@@ -8,22 +8,40 @@ from pathlib import Path
 
 import pytest
 
-import lycoris_ops as lyc
 from lycoris_ops.names.architectures import ARCHITECTURES
 from lycoris_ops.names.families import families_of_layers, families_said
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "lycoris_ops" / "names" / "architectures"
 FAMILIES = {family.name: family for record in ARCHITECTURES.values() for family in record.families}
+IN_HOST = ROOT / "lycoris_nodes" / "host" / "families"
+
+
+def stated(field: str) -> list[str]:
+    """The texts in a field of all records of the host's families; of a mapping, its keys."""
+    calls = [
+        node
+        for file in IN_HOST.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Family"
+    ]
+    values = [given.value for call in calls for given in call.keywords if given.arg == field]
+    texts = [
+        text
+        for value in values
+        for text in (value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [value]))
+    ]
+    return [text.value for text in texts if isinstance(text, ast.Constant)]
+
+
+KINDS = [*stated("hosts"), *stated("variants")]
 WORDS = {
     *FAMILIES,
-    *(one.host for one in lyc.TRAINED),
-    *(one.name for one in lyc.TRAINED),
+    *KINDS,
+    *stated("name"),
     *(size.preset for family in FAMILIES.values() for size in family.sizes if size.preset),
 }
 """What the records call architectures."""
-OTHERS = ("cures.py", "paces.py", "references.py")
-"""Files that list the host's classes by what its own code does with tensors, frames and references."""
 
 
 def written_out(file: Path) -> Iterator[tuple[int, set[str]]]:
@@ -39,7 +57,7 @@ def test_there_is_no_second_list_of_architectures() -> None:
     seconds = [
         (file.name, line, named)
         for file in files
-        if file.parent != RECORDS and file.name not in OTHERS
+        if file.parent not in (RECORDS, IN_HOST)
         for line, named in written_out(file)
         if len(named) > 2
     ]
@@ -49,7 +67,7 @@ def test_there_is_no_second_list_of_architectures() -> None:
 def test_nothing_has_two_records() -> None:
     for names in (
         [family.name for record in ARCHITECTURES.values() for family in record.families],
-        [one.host for one in lyc.TRAINED],
+        KINDS,
         [len(vector.blocks) for record in ARCHITECTURES.values() for vector in record.vectors],
     ):
         assert len(names) == len(set(names))

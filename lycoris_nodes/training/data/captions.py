@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from ....lycoris_ops import TrainError
 from ...host import training as host
-from ...host.unmade import check_made
-from ..model.cures import ONE_ROW
-from .families import family_of
+from ...host.given import check_made
+from .families import trained_family
 from .latents import Latent
 
 Size = tuple[int, int]
@@ -143,11 +142,12 @@ def caption_of(
         height, width = latent.values.shape[-2:]
         defaults = sizes_told((width * ratio, height * ratio))
     values = {**defaults, **tree_map_only(Tensor, own, dict(settings))}
-    usual = family_of(model).guidance
+    family = trained_family(model)
+    usual = family.guidance
     if usual is not None and values.get("guidance", usual) is not None:
         values["guidance"] = usual
     noise = torch.zeros(latent.values.shape, device=device)
     mask = None if latent.noise_mask is None else latent.noise_mask.to(device)
     conds = host.encoded(model, tree_map_only(Tensor, finite, text), values, noise, latent.shapes, seed, mask)
-    caption = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
+    caption = Caption(conds, family.alone)
     return caption.moved(own)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ....lycoris_ops import TrainError
+from ...host.families.times import Times
 from ...host.page import end_if_interrupted
 from ...host.sampling import ends_in_noise
 from ...host.training import tokens_of, with_given
@@ -19,9 +20,8 @@ from ..model.session import Session
 from .captions import Caption, joined
 from .latents import Latent, means
 from .losses import LOSSES
-from .targets import noised, parametrisation_of, rows, weight_on_denoised
+from .targets import noised, parametrisation_of, rows, sigma_at, weight_on_denoised
 from .texts import TextEncoder
-from .times import Times, sigma_at
 
 
 @dataclass(frozen=True, eq=False)

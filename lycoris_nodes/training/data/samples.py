@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ....lycoris_ops import Sketch, TrainError, located, number_of, sketches
-from ...host.training import NOISE_MASK, held
+from ...host.families.family import Family
+from ...host.sampling import NOISE_MASK
+from ...host.training import held
 from ..model.session import Session
 from .captions import Caption, Text, caption_of
-from .families import Family
 from .latents import Latent, latent_of, mask_of
 from .loss import Sample, batches_of
 from .texts import TextEncoder

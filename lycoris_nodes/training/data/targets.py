@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ....lycoris_ops import TrainError
-from ...host.sampling import PARAMETRISATIONS
+from ...host.sampling import predicted_by, time_to_sigma
 
 LEAST_SIGMA = 1e-3
 """The smallest sigma trained at. Below it, rounding in float32 leaves too little of F in D."""
@@ -66,11 +66,8 @@ KINDS = {
 
 def parametrisation_of(model_sampling: Any) -> Parametrisation:
     """What a model predicts. Raises TrainError if it is unknown, or not trained on noised latents."""
-    for kind, name in PARAMETRISATIONS:
-        if isinstance(model_sampling, kind):
-            if name is None:
-                break
-            return KINDS[name]
+    if name := predicted_by(model_sampling):
+        return KINDS[name]
     raise TrainError(
         "this model is not trained by adding noise to latents",
         got=" ".join(kind.__name__ for kind in type(model_sampling).__mro__[1:3]),
@@ -86,6 +83,11 @@ def noised(model_sampling: Any, sigma: Tensor, noise: Tensor, latent: Tensor) ->
         # The host's function is for its samplers, which keep another scale.
         return x / (1 + rows(sigma, x) ** 2).sqrt()
     return x
+
+
+def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
+    """The sigma of each time, for this model. It is at least `LEAST_SIGMA`."""
+    return time_to_sigma(model_sampling, time).clamp(min=LEAST_SIGMA)
 
 
 def rows(values: Tensor, like: Tensor) -> Tensor:

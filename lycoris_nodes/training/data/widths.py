@@ -13,7 +13,7 @@ from ....lycoris_ops import TrainError
 from ..model.session import Session
 from .captions import Caption, joined
 from .latents import Latent
-from .times import sigma_at
+from .targets import sigma_at
 
 
 def check_width(session: Session, caption: Caption, latent: Latent) -> None:

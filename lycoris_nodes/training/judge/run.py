@@ -33,7 +33,7 @@ from ...host.sampling import can_show, check_vae, decoded_picture, embeddings, r
 from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
-from ..data.families import family_of
+from ..data.families import trained_family
 from ..data.latents import Latent, has_pictures, parts_of
 from ..data.loss import DiffusionLoss
 from ..data.samples import described, guidance_in_words, judged, masks_in_words, samples_of
@@ -88,7 +88,7 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
             asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
         ) as (session, encoder),
     ):
-        family = family_of(session.model)
+        family = trained_family(session.model)
         held = samples_of(
             session,
             asked.latents,

@@ -9,9 +9,9 @@ from typing import Any
 from ....lycoris_ops import SAFETENSORS, TrainError
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, expert_of
+from ...host.families import family_named, family_of
+from ...host.families.times import Times
 from ...schema.inputs import AS_FAMILY
-from ..data.families import boundary_named, boundary_of
-from ..data.times import Times
 
 ALL = "all"
 CHOICES = (AS_FAMILY, ALL, HIGH, LOW)
@@ -26,7 +26,7 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
     expert, why = told_expert(patcher, hidden) if choice == AS_FAMILY else (choice, "as chosen")
     if expert in (None, ALL):
         return ALL, why
-    if boundary_of(patcher.model) is not None:
+    if family_of(patcher.model).boundary is not None:
         return expert, why
     if choice == AS_FAMILY:
         return ALL, ""
@@ -46,12 +46,12 @@ def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> 
     if choice != AS_FAMILY:
         return choice
     expert = next(filter(None, map(expert_of, names)), None)
-    return expert if expert and (not kinds or boundary_named(kinds) is not None) else ALL
+    return expert if expert and (not kinds or family_named(kinds).boundary is not None) else ALL
 
 
 def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
     """The times of an expert; all for `ALL`."""
-    boundary = boundary_of(patcher.model)
+    boundary = family_of(patcher.model).boundary
     if expert == ALL or boundary is None:
         return times
     return replace(times, between=(boundary, 1.0) if expert == HIGH else (0.0, boundary))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ....lycoris_ops import LycorisError, TrainError
+from ...host.families import family_of
 from ...host.page import io
-from ...host.sounds import takes_sound
 from ...host.weights import is_out_of_memory
 from ...schema.inputs import AS_FAMILY
 from ..data.latents import parts_of
@@ -113,6 +113,6 @@ def memory_of_pass(
 def _shape_of(model: Any, latent: Any) -> tuple[int, ...]:
     """The shape of a latent for the host's estimate: for models with sound, the shape of packed latents."""
     latents = parts_of(latent)
-    if len(latents) == 1 and not takes_sound(model):
+    if len(latents) == 1 and family_of(model).sound is None:
         return tuple(latent.shape)
     return (1, 1, sum(each[0].numel() for each in latents))

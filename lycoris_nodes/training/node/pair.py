@@ -9,8 +9,8 @@ from typing import Any
 from ....lycoris_ops import TrainError
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, Expert, expert_of
+from ...host.families import family_of
 from ...schema.inputs import AS_FAMILY
-from ..data.families import boundary_of
 from .experts import ALL, named_for, trained_expert
 from .run import Job, sketches_of_data
 from .runs import RunKey, claimed_runs, runs_of
@@ -76,7 +76,7 @@ def _because(asked: Asked, expert: Expert, hidden: Any) -> str:
 def _check_pair(asked: Asked) -> None:
     """Raise TrainError for what cannot be trained as two experts in one run."""
     models = [getattr(asked, link).model for link in LINKS.values()]
-    kinds = [(type(model).__name__, boundary_of(model)) for model in models]
+    kinds = [(type(model).__name__, family_of(model).boundary) for model in models]
     if models[0] is models[1] or kinds[0] != kinds[1] or kinds[0][1] is None:
         raise TrainError(
             "these are not the two experts of one model",

@@ -14,7 +14,7 @@ from PIL.Image import Image, new
 from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
 from ...host.training import unpacked
-from ..data.families import family_of
+from ..data.families import trained_family
 from ..data.latents import Latent
 from ..data.samples import without_text
 from ..data.widths import misfits_told
@@ -50,7 +50,7 @@ def sample(
     `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
     known = [] if like is None else _given(session, like)
-    built_in = bool(family_of(session.model).guidance)
+    built_in = bool(trained_family(session.model).guidance)
     with misfits_told(session.network):
         latent = sampled(
             session.patcher,

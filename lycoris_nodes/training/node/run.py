@@ -28,12 +28,13 @@ from ....lycoris_ops import (
     search_network,
     train_network,
 )
+from ...host.families.family import Family
 from ...host.files import shown_path
 from ...host.sampling import can_show, check_vae
 from ...host.training import grid_of, ratios_of
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
-from ..data.families import Family, family_of
+from ..data.families import trained_family
 from ..data.latents import has_pictures
 from ..data.loss import DiffusionLoss, Sample
 from ..data.samples import (
@@ -193,7 +194,7 @@ def train(
         optimiser=asked.optimiser,
     )
     with within_memory(*advice), _opened(asked, passes) as (session, encoder):
-        family = family_of(session.model)
+        family = trained_family(session.model)
         loss = DiffusionLoss(
             session=session,
             times=times_of(asked, family),

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ....lycoris_ops import SAVED, SEARCHES, WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
+from ...host.families.times import DISTRIBUTIONS
 from ...host.page import io
 from ...schema.checks import is_many, literals
 from ...schema.inputs import (
@@ -33,7 +34,6 @@ from ...schema.inputs import (
 from ...schema.report import report_output
 from ..data.losses import LOSSES
 from ..data.targets import WEIGHTINGS
-from ..data.times import DISTRIBUTIONS
 from .experts import CHOICES
 from .memory import checkpointing_input
 from .overrides import ARGUMENTS, EXAMPLE, SAMPLE

@@ -21,10 +21,10 @@ from ....lycoris_ops import (
     sketches,
     with_lora_plus,
 )
+from ...host.families.family import Family
+from ...host.families.times import Times
 from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
-from ..data.families import Family
-from ..data.times import Times
 from .experts import ALL, times_of_expert
 
 FAMILY_RATED = ("adamw", "adamw8bit", "muon")

@@ -9,9 +9,10 @@ from typing import Any
 from ....lycoris_ops import Fingerprint, LycorisError, read_shapes
 from ...files.models import known_files, model_path
 from ...files.pairs import LOW
+from ...host.families import family_named
+from ...host.families.family import Family
 from ...host.training import classes_of_file
 from ...schema.checks import literals, places
-from ..data.families import Family, family_named
 from .experts import expert_of_files
 from .live import running, shown
 from .pair import LINKS, key_of, of_expert
@@ -78,7 +79,8 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     from_file = "plan" in linked
     options = {} if from_file else {"algorithm": known.algorithm}
     rate = rate_of(known, family, options)
-    usual: dict[str, Any] = {"shift": family.shift if isinstance(family.shift, float | int) else None}
+    shift = family.times.shift
+    usual: dict[str, Any] = {"shift": shift if isinstance(shift, float | int) else None}
     usual["resolution"] = family.resolution
     usual["rank"] = None if from_file else family.rank
     usual["alpha"] = None if from_file else known.rank or family.rank

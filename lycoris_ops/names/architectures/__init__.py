@@ -11,20 +11,16 @@ from collections.abc import Iterable, Mapping
 from ...discovery import discover
 from ...maths.shapes import Shape
 from .notation import Model, Slice, Slices, recognised
-from .record import Architecture, Signal, Tokens, Training
+from .record import Architecture, Signal, Tokens
 
 __all__ = [
     "ARCHITECTURES",
     "ASIDE",
-    "BOUNDARIES",
-    "FRAME_RATES",
-    "TRAINED",
     "Architecture",
     "Signal",
     "Slice",
     "Slices",
     "Tokens",
-    "Training",
     "recognise",
     "signals_of",
     "tokens_of",
@@ -37,16 +33,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Every record, by the name of its file."""
 _RECORDS = tuple(ARCHITECTURES.values())
-TRAINED: tuple[Training, ...] = tuple(training for record in _RECORDS for training in record.trained)
-"""How each model of the host is trained by default."""
-FRAME_RATES: Mapping[str, float | None] = {
-    kind: rate for record in _RECORDS for kind, rate in record.frame_rates.items()
-}
-"""Frame rates of the videos that models make, by the host's class; None for those that make pictures."""
-BOUNDARIES: Mapping[str, float | None] = {
-    kind: time for record in _RECORDS for kind, time in record.boundaries.items()
-}
-"""The lowest time of the expert for high noise, by the host's class; None without experts."""
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Model | None:

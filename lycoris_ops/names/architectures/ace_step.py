@@ -10,7 +10,7 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_ace_step_
 from __future__ import annotations
 
 from .notation import Layout, under
-from .record import Architecture, Training
+from .record import Architecture
 
 ATTENTION = {
     "to_q": "q_proj",
@@ -35,9 +35,5 @@ ARCHITECTURE = Architecture(
             diffusers=DIFFUSERS,
             others={"**": "decoder.**"},
         ),
-    ),
-    trained=(
-        Training("ACEStep", "ACE-Step", "SimpleTuner", shift=3.0),
-        Training("ACEStep15", "ACE-Step 1.5", "SimpleTuner", mean=-0.4),
     ),
 )

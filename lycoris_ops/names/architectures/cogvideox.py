@@ -41,5 +41,4 @@ ARCHITECTURE = Architecture(
         ),
         "proj_out": "places",
     },
-    frame_rates={"CogVideoX": 8},
 )

@@ -8,7 +8,7 @@ in `loaders/single_file_utils.py`. Anima's text conditioner, a model of its own 
 from __future__ import annotations
 
 from .notation import Layout, same, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 ATTENTION_1 = {
     "to_q": "to_q.0",
@@ -102,9 +102,4 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"blocks": 28}, "ANIMA"),),
         ),
     ),
-    trained=(
-        Training("Anima", "Anima", "kohya-ss/sd-scripts", rank=8),
-        Training("CosmosPredict2", "Cosmos-Predict2", "kohya-ss/sd-scripts", rank=8),
-    ),
-    frame_rates={"CosmosVideo": 24, "CosmosI2VPredict2": 16},
 )

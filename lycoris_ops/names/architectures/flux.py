@@ -12,7 +12,7 @@ Source of the correspondence: diffusers (Apache-2.0). It converts original check
 from __future__ import annotations
 
 from .notation import EMBEDDER, Layout, fused, rows, same, split, swapped, under
-from .record import BY_TOKENS, Architecture, Family, Size, Training, Vector
+from .record import Architecture, Family, Size, Vector
 
 IMAGE = ("attn.to_q", "attn.to_k", "attn.to_v")
 TEXT = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -226,38 +226,5 @@ ARCHITECTURE = Architecture(
             ),
             BLOCKS,
         ),
-    ),
-    trained=(
-        Training(
-            "Flux",
-            "Flux",
-            "ai-toolkit, kohya-ss/sd-scripts",
-            shift=BY_TOKENS,
-            guidance=1.0,
-            rank=32,
-            # The modulation, and the output layer.
-            include=("*_mod.lin", "single_blocks.*.modulation.lin", "final_layer.linear"),
-        ),
-        Training(
-            "Flux2",
-            "Flux 2",
-            "ai-toolkit; the shift: kohya-ss/musubi-tuner",
-            "uniform",
-            shift=BY_TOKENS,
-            guidance=1.0,
-            rank=32,
-            include=("final_layer.linear",),
-        ),
-        Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
-        Training(
-            "Chroma",
-            "Chroma",
-            "ai-toolkit, kohya-ss/sd-scripts; the rate: SimpleTuner",
-            guidance=0.0,
-            rank=32,
-            lr=2e-4,
-            include=("final_layer.linear",),
-        ),
-        Training("ChromaRadiance", "Chroma Radiance", "ai-toolkit", guidance=0.0, rank=32),
     ),
 )

@@ -6,7 +6,7 @@ Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_hi
 from __future__ import annotations
 
 from .notation import Layout, same
-from .record import Architecture, Family, Training
+from .record import Architecture, Family
 
 ARCHITECTURE = Architecture(
     layouts=(
@@ -34,5 +34,4 @@ ARCHITECTURE = Architecture(
         "final_layer.linear": "places",
     },
     families=(Family("HiDream", said=r"hidream", mark=r"(double|single)_stream_blocks_\d"),),
-    trained=(Training("HiDream", "HiDream", "OneTrainer, ai-toolkit", rank=32, lr=2e-4),),
 )

@@ -9,7 +9,7 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandi
 from __future__ import annotations
 
 from .notation import SEQUENCE, Layout, same, split, swapped, under
-from .record import Architecture, Training
+from .record import Architecture
 
 BLOCK = {
     "norm1.norm": "norm1",
@@ -58,5 +58,4 @@ ARCHITECTURE = Architecture(
         "blocks.*": "places",
         "final_layer.linear": "places",
     },
-    trained=(Training("HunyuanDiT", "HunyuanDiT", "what most trainers do", "uniform", told_size=True),),
 )

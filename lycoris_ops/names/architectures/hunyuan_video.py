@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from .flux import DOUBLE, LIKE, LISTS, MLP, SINGLE
 from .notation import EMBEDDER, Layout, Meaning, rows, same, split, swapped, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 REFINER = {
     **same("norm1", "norm2"),
@@ -147,28 +147,4 @@ ARCHITECTURE = Architecture(
             lists=LISTS,
         ),
     ),
-    trained=(
-        Training(
-            "HunyuanVideo",
-            "HunyuanVideo",
-            "kohya-ss/musubi-tuner, diffusion-pipe",
-            shift=7.0,
-            guidance=1.0,
-            rank=32,
-            lr=2e-4,
-            include=("final_layer.linear",),
-            resolution=512,
-        ),
-        Training(
-            "HunyuanVideo15",
-            "HunyuanVideo 1.5",
-            "kohya-ss/musubi-tuner",
-            shift=2.0,
-            rank=32,
-            lr=2e-4,
-            resolution=512,
-        ),
-        Training("HunyuanImage21", "HunyuanImage 2.1", "kohya-ss/sd-scripts", "uniform", shift=5.0),
-    ),
-    frame_rates={"HunyuanVideo": 24},
 )

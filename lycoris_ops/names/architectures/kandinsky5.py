@@ -31,5 +31,4 @@ ARCHITECTURE = Architecture(
         ),
         "out_layer.out_layer": "places",
     },
-    frame_rates={"Kandinsky5": 24, "Kandinsky5Image": None},
 )

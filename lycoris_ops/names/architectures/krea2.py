@@ -8,7 +8,7 @@ their shape differs in diffusers.
 from __future__ import annotations
 
 from .notation import SEQUENCE, Layout, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 BLOCK = {
     "attn.to_q": "attn.wq",
@@ -55,5 +55,4 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"blocks": 28}, "KREA2"),),
         ),
     ),
-    trained=(Training("Krea2", "Krea 2", "kohya-ss/musubi-tuner", shift=2.5, rank=32),),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from ...maths.shapes import Shape
 from .notation import SEQUENCE, Layout, Meaning, Table, same, under
-from .record import Architecture, Family, Training, Vector
+from .record import Architecture, Family, Vector
 
 ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -163,12 +163,5 @@ ARCHITECTURE = Architecture(
         _vector("LoRA on SD1 and SD2", (1, 2, 4, 5, 7, 8), range(3, 12), 12),
         _vector("LoRA on SDXL", (4, 5, 7, 8), range(6), 9),
         _vector("LyCORIS on SDXL", range(9), range(9), 9),
-    ),
-    trained=(
-        Training(
-            "BaseModel", "Stable Diffusion", "kohya-ss/sd-scripts, OneTrainer", "uniform", resolution=512
-        ),
-        Training("SDXL", "SDXL", "kohya-ss/sd-scripts", "uniform", rank=32, told_size=True),
-        Training("SDXLRefiner", "SDXL refiner", "kohya-ss/sd-scripts", "uniform", rank=32, told_size=True),
     ),
 )

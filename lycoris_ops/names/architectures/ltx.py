@@ -9,14 +9,12 @@ model in diffusers.
 from __future__ import annotations
 
 from .notation import Layout, same, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 ATTENTIONS = (
     *("attn1", "attn2", "audio_attn1", "audio_attn2"),
     *("audio_to_video_attn", "video_to_audio_attn"),
 )
-WEIGHTED = 1.66
-"""Even times with this shift are nearly those that ai-toolkit calls weighted, which it uses for LTX-2."""
 NORMS = {"norm_q": "q_norm", "norm_k": "k_norm"}
 BLOCK = {
     **{f"{layer}.{name}": f"{layer}.{norm}" for layer in ATTENTIONS for name, norm in NORMS.items()},
@@ -101,28 +99,4 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"transformer": 28}, "LTXV"),),
         ),
     ),
-    trained=(
-        Training(
-            "LTXV",
-            "LTX-Video",
-            "Lightricks/LTX-Video-Trainer; the times: ai-toolkit",
-            "uniform",
-            shift=WEIGHTED,
-            rank=32,
-            lr=2e-4,
-            # With these all linear layers are trained.
-            include=("*_proj*", "adaln_single*", "proj_out"),
-            resolution=512,
-        ),
-        Training(
-            "LTXAV",
-            "LTX-2",
-            "diffusion-pipe; the times: ai-toolkit",
-            "uniform",
-            shift=WEIGHTED,
-            rank=32,
-            resolution=512,
-        ),
-    ),
-    frame_rates={"LTXV": 25, "LTXAV": 25},
 )

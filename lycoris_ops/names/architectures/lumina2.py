@@ -8,7 +8,7 @@ value come from the shapes.
 from __future__ import annotations
 
 from .notation import SEQUENCE, Layout, same, split, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 BLOCK = {
     **split("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", output="attention.out"),
@@ -60,5 +60,4 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"layers": 26}, "LUMINA2"),),
         ),
     ),
-    trained=(Training("Lumina2", "Lumina 2", "kohya-ss/sd-scripts", shift=6.0, rank=8),),
 )

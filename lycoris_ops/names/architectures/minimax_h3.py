@@ -47,5 +47,4 @@ ARCHITECTURE = Architecture(
         "blocks.*.mlp": "text, places",
         "final_layer.video_out": "places",
     },
-    frame_rates={"MiniMaxH3": 24},
 )

@@ -66,5 +66,4 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"blocks": 48}, "MOCHI"),),
         ),
     ),
-    frame_rates={"GenmoMochi": 24},
 )

@@ -6,7 +6,7 @@ Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_qw
 from __future__ import annotations
 
 from .notation import Layout, same
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 ARCHITECTURE = Architecture(
     order=3,
@@ -28,18 +28,6 @@ ARCHITECTURE = Architecture(
             said=r"qwen",
             mark=r"transformer_blocks_\d+_(img_mlp_net|txt_mlp|img_mod)",
             sizes=(Size({"transformer": 60}, "QWEN-IMAGE"),),
-        ),
-    ),
-    trained=(
-        Training(
-            "QwenImage",
-            "Qwen-Image",
-            "ai-toolkit; the shift: kohya-ss/musubi-tuner",
-            "uniform",
-            shift=(0.5, 0.9, 256, 8192),
-            rank=32,
-            # The modulation, and the output layer.
-            include=("*_mod.1", "proj_out"),
         ),
     ),
 )

@@ -103,46 +103,6 @@ class Vector:
     """The lists of blocks that the model must have, with the number of blocks of each."""
 
 
-BY_TOKENS = (0.5, 1.15, 256, 4096)
-"""The schedule of FLUX.1, see `Training.shift`."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How trainers train a model by default. The learning rate is for a scale (alpha / rank) of 1.
-
-    The sources are the defaults and examples of these trainers in 2026. Their learning rates are for scales
-    of 1/16 to 1, so they are only a start.
-    """
-
-    host: str
-    """The host's class of the model, or of its configuration where that says more."""
-    name: str
-    source: str
-    """The trainers whose defaults these are."""
-    distribution: str = "logit-normal"
-    """How times are drawn, before the shift."""
-    mean: float = 0.0
-    """The mean of z in "logit-normal" times u = sigmoid(z)."""
-    shift: float | tuple[float, float, int, int] = 1.0
-    """How far times move towards noise: the shift a makes a u / (1 + (a - 1) u) of u.
-
-    Four numbers (low, high, few, many) are for a shift exp(mu) by the size of the picture: mu is low at `few`
-    tokens and high at `many`, and linear between.
-    """
-    guidance: float | None = None
-    """The guidance at which a model with a guidance embedding is trained. None: that of the caption."""
-    rank: int = 16
-    lr: float = 1e-4
-    preset: str = "attn-mlp"
-    include: tuple[str, ...] = ()
-    """Patterns of layers that are trained beside those of the preset."""
-    resolution: int = 1024
-    """The side, in pixels, of a square picture of the size used in training."""
-    told_size: bool = False
-    """Whether the model is conditioned on the size and the crop of a picture."""
-
-
 Tokens = Literal[
     "places",
     "level",
@@ -188,16 +148,8 @@ class Architecture:
     order: int = 100
     """Its position in the list of block presets, the most usual models first."""
     vectors: tuple[Vector, ...] = ()
-    trained: tuple[Training, ...] = ()
     tokens: Mapping[str, Tokens] = field(default_factory=dict[str, Tokens])
     """The tokens of its layers, by paths as in `aside`; the first that fits counts. All other layers have
     `text`. Empty where they are not known."""
     signals: Mapping[str, Signal] = field(default_factory=dict[str, "Signal"])
     """Which layers make the picture and which the sound, by paths as in `aside`."""
-    frame_rates: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """Frame rates of its videos, by the host's class of the model, or of its configuration where the class
-    makes pictures too; None for pictures. They are those of the model's own examples, and for LTX-Video the
-    host's."""
-    boundaries: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """For models with two experts: the lowest time of the expert for high noise, as in the model's own code,
-    by the host's class of the model or of its configuration. None for a class without experts."""

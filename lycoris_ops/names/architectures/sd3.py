@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ...maths.shapes import Shape
 from .notation import SEQUENCE, Layout, Table, same, split, swapped, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 BLOCK = {
     "norm1.linear": "x_block.adaLN_modulation.1",
@@ -86,15 +86,6 @@ ARCHITECTURE = Architecture(
             like=r"transformer_blocks_\d+_(ff_context|norm1_context)",
             unlike=r"single_",
             sizes=(Size({"joint": 24}, "SD3"), Size({"joint": 38}, "SD3.5-LARGE")),
-        ),
-    ),
-    trained=(
-        Training(
-            "SD3",
-            "Stable Diffusion 3",
-            "huggingface/diffusers; the layers: OneTrainer",
-            # With these all linear and convolutional layers are trained.
-            include=("joint_blocks.*adaLN_modulation*", "final_layer*", "*_embedder*"),
         ),
     ),
 )

@@ -8,7 +8,7 @@ Variants: image to video, VACE, Fun control and camera, Animate; those that diff
 from __future__ import annotations
 
 from .notation import SEQUENCE, Layout, same, split, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 ATTENTION = {
     "to_q": "q",
@@ -108,19 +108,4 @@ ARCHITECTURE = Architecture(
             experts=True,
         ),
     ),
-    trained=(
-        Training(
-            "WAN21",
-            "Wan",
-            "kohya-ss/musubi-tuner; the times: ai-toolkit",
-            "uniform",
-            shift=3.0,
-            rank=32,
-            lr=2e-4,
-            include=("head.head",),
-            resolution=512,
-        ),
-    ),
-    frame_rates={"WAN21_HuMo": 25, "WAN22_Animate": 30, "WAN22_WanDancer": 30, "WAN21": 16, "WAN22": 24},
-    boundaries={"WAN21_I2V": 0.9, "WAN22": None, "WAN21": 0.875},
 )

@@ -7,7 +7,7 @@ in `loaders/single_file_utils.py`. The original code and musubi-tuner use diffus
 from __future__ import annotations
 
 from .notation import Layout, same, split, under
-from .record import Architecture, Family, Size, Training
+from .record import Architecture, Family, Size
 
 QKV = ("attention.to_q", "attention.to_k", "attention.to_v")
 BLOCK = {
@@ -54,26 +54,6 @@ ARCHITECTURE = Architecture(
             said=r"z-?_?image",
             width=(r"layers_\d+_attention_(qkv|to_q|to_k)$", 3840),
             sizes=(Size({"layers": 30}, "Z-IMAGE"),),
-        ),
-    ),
-    trained=(
-        Training(
-            "ZImage",
-            "Z-Image",
-            "kohya-ss/musubi-tuner; the layers: ai-toolkit",
-            shift=2.0,
-            rank=32,
-            # The modulation, and the output layer.
-            include=("layers.*adaLN_modulation*", "final_layer.linear"),
-        ),
-        # Its output layer is in a decoder of pixels.
-        Training(
-            "ZImagePixelSpace",
-            "Z-Image in pixel space",
-            "as Z-Image",
-            shift=2.0,
-            rank=32,
-            include=("layers.*adaLN_modulation*",),
         ),
     ),
 )

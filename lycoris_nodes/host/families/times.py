@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....lycoris_ops import TrainError
-from ...host.sampling import time_to_sigma
-from .targets import LEAST_SIGMA
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,3 @@ class Times:
 
 
 DISTRIBUTIONS = ("uniform", "logit-normal")
-
-
-def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
-    """The sigma of each time, for this model. It is at least `LEAST_SIGMA`."""
-    return time_to_sigma(model_sampling, time).clamp(min=LEAST_SIGMA)

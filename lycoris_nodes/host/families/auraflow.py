@@ -1,0 +1,5 @@
+"""AuraFlow."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"MMDiT": Network()})

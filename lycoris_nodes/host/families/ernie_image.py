@@ -1,0 +1,5 @@
+"""ERNIE-Image."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"ErnieImageModel": Network(fused=True)})

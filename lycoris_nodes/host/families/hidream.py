@@ -1,0 +1,14 @@
+"""HiDream."""
+
+from .family import Family, Network
+from .shared import CONCATENATED_ALONE, taken_by
+
+FAMILY = Family(
+    hosts=("HiDream",),
+    name="HiDream",
+    source="OneTrainer, ai-toolkit",
+    rank=32,
+    lr=2e-4,
+    references=taken_by(CONCATENATED_ALONE),
+    networks={"HiDreamImageTransformer2DModel": Network()},
+)

@@ -1,0 +1,5 @@
+"""Ideogram 4."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"Ideogram4Transformer2DModel": Network()})

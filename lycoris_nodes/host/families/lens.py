@@ -1,0 +1,5 @@
+"""Lens."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"LensTransformer2DModel": Network()})

@@ -1,0 +1,5 @@
+"""PiD."""
+
+from .family import Family, Unmade
+
+FAMILY = Family(hosts=("PiD",), unmade=Unmade("lq_latent", "PiDConditioning", needed=True))

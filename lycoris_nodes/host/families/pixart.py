@@ -1,0 +1,5 @@
+"""PixArt."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"PixArtMS": Network()})

@@ -1,0 +1,5 @@
+"""Stable Audio."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"AudioDiffusionTransformer": Network()})

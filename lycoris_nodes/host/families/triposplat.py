@@ -1,0 +1,5 @@
+"""TripoSplat."""
+
+from .family import Family, Network
+
+FAMILY = Family(networks={"LatentSeqMMFlowModel": Network()})
