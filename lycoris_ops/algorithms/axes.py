@@ -139,12 +139,13 @@ class Variant:
             None,
         )
         rows, columns = self.sides["O"], self.sides["I"]
-        self.downs = tuple(
-            line.field
+        self.dropped = {
+            line.field: line.axes.index("r") if "twice" in line.notes else 0
             for line in self._lines
-            if len(line.axes) == 2 and line.axes[1] in columns and line.axes[0] not in (*rows, *columns)
-            if line.factor
-        )
+            if line.factor and len(line.axes) == 2
+            if "twice" in line.notes or (line.axes[1] in columns and line.axes[0] not in (*rows, *columns))
+        }
+        """The factors that rank dropout acts on, those that take the inputs, with the axis of the rank."""
         self._cores = frozenset(
             line.suffix
             for line in self._lines
@@ -364,8 +365,6 @@ class Table:
         """The fields that hold a value for each output, input or component: biases, magnitudes and scales.
 
         They are no factors, and training does not draw them towards zero."""
-        self.downs = _each(variant.downs for variant in self.each)
-        """Fields of the factors that take the inputs. Their first axis counts the rank."""
         self.cores = _each(variant.cores for variant in self.each)
         """Fields of Tucker cores, which factor the kernel of a convolution."""
         self.beside = tuple((line.field,) for line in beside if line.factor and not line.vector)

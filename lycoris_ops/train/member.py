@@ -398,7 +398,7 @@ class Member(nn.Module):
         if self.site.kind == "norm":
             # A norm's layer has neither a rank nor an input of its own, so neither dropout acts on it.
             return
-        if settings.rank_dropout and not layer.table.downs:
+        if settings.rank_dropout and not any(variant.dropped for variant in layer.table.each):
             raise LycorisError(
                 f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"
             )
@@ -590,8 +590,10 @@ def _without_ranks(layer: Layer, share: float) -> Layer:
     held = layer.tensors()
     dropped: dict[str, Tensor] = {}
     # Not those of the table: the older layout of GLoRA has other downs under the same names.
-    for name in layer.variant.downs:
-        down = held[name]
-        kept = (torch.rand(len(down), device=down.device) >= share).to(down.dtype) / (1 - share)
-        dropped[name] = down * kept.view(-1, *(1 for _ in down.shape[1:]))
+    for name, axis in layer.variant.dropped.items():
+        factor = held[name]
+        size, rest = factor.shape[axis], factor.dim() - axis - 1
+        kept = (torch.rand(size, device=factor.device) >= share).to(factor.dtype) / (1 - share)
+        kept = kept.sqrt() if name in layer.table.twice else kept
+        dropped[name] = factor * kept.view(-1, *(1,) * rest)
     return replace(layer, **dropped)

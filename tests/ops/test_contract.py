@@ -212,7 +212,7 @@ def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     assert one.dump().keys() == same.dump().keys()
     assert all(torch.equal(tensor, same.dump()[key]) for key, tensor in one.dump().items())
     # The others start from zeros or ones, whatever the seed.
-    if name in ("lora", "loha", "lokr", "glora", "vera"):
+    if name in ("lora", "loha", "lokr", "glora", "singlora", "vera"):
         assert any(not torch.equal(tensor, other.dump()[key]) for key, tensor in one.dump().items())
         assert type(one).load(one.dump()).alpha == (None if name == "vera" else 1.0)
 

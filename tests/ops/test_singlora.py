@@ -74,6 +74,52 @@ def test_a_file_is_stacked_baked_and_trained_on(tmp_path: Path) -> None:
     assert torch.equal(saved.tensors()["singlora_a"], after)
 
 
+@pytest.mark.parametrize("shape", [(12, 18), (18, 12), (14, 14)])
+def test_a_fresh_one_learns_from_a_start_that_is_almost_zero(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(shape[1], shape[0]))
+    weight = model[0].weight.detach().clone()
+    factor = torch.randn(max(shape), 2) / 4
+    wanted = factor[: shape[0]] @ factor[: shape[1]].T
+    network = lyc.create_lycoris(model, algorithm="singlora", rank=4, alpha=16.0, seed=3)
+    layer = network.members["0"].layer
+    assert {name: tuple(value.shape) for name, value in layer.tensors().items()} == {
+        "singlora_a": (max(shape), 4)
+    }
+    start = layer.delta(weight).detach()
+    assert 0 < start.abs().max() <= 16.0 * 1e-10 / max(shape) * (1 + 1e-6)
+    network.apply_to()
+    optimiser, x = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=0.0), torch.randn(64, shape[1])
+    bias = model[0].bias.detach()
+    for _ in range(200):
+        optimiser.zero_grad()
+        (model(x) - x @ (weight + wanted).T - bias).square().mean().backward()
+        optimiser.step()
+    assert (layer.delta(weight) - wanted).norm() < 0.2 * wanted.norm()
+
+
+def test_rank_dropout_leaves_out_whole_columns_of_the_factor() -> None:
+    """With a share of a half each column's part of the change is left out or doubled."""
+    torch.manual_seed(0)
+    factor, model = torch.randn(12, 2), nn.ModuleDict({"layer": nn.Linear(12, 8, bias=False)})
+    file = {"layer.singlora_A": factor, "layer.alpha": torch.tensor(2.0)}
+    network = lyc.create_lycoris(model, weights=lyc.adapter_of_tensors(file, name="x"), rank_dropout=0.5)
+    x, layer = torch.randn(5, 12), model["layer"]
+    plain = layer(x)
+    network.apply_to()
+    parts = [x @ torch.outer(column[:8], column).T for column in factor.T]
+    kept = [(p, q) for p in (0.0, 2.0) for q in (0.0, 2.0)]
+    met: set[int] = set()
+    for _ in range(40):
+        change = layer(x) - plain
+        wanted = [p * parts[0] + q * parts[1] for p, q in kept]
+        (index,) = [n for n, each in enumerate(wanted) if torch.allclose(change, each, atol=1e-4)]
+        met.add(index)
+    assert met == {0, 1, 2, 3}
+    network.eval()
+    torch.testing.assert_close(layer(x) - plain, parts[0] + parts[1])
+
+
 def test_a_scale_within_the_factor_is_another_change() -> None:
     """The formula has the factor twice: twice the factor is four times the change, not twice."""
     factor = torch.randn(18, 3)
