@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..algorithms.base import alpha_of
 from ..writing.metadata import DIM, DYNAMIC, NETWORK_ALPHA
+from .network import LycorisNetwork
 from .options import TrainOptions
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 ELSEWHERE = frozenset(
     {
@@ -42,14 +40,15 @@ TRAINING = "lycoris_training"
 """The key of the training's options and network, as JSON."""
 
 
-def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
-    """The entries, from the trainer's present state."""
-    options, net = trainer.options, trainer.net
+def metadata_of_training(
+    options: TrainOptions, net: LycorisNetwork, *, rate: float, step: int, of: int, epoch: int | None
+) -> dict[str, str | None]:
+    """The entries for the weights of a step among `of`, with the rate before its schedule; None for an epoch
+    that is not known."""
     layers = [member.layer for member in net.members.values()]
     # The kinds that the file holds. The settings of this package are in the recipe.
     kinds = sorted({layer.algorithm for layer in layers})
     title = Path(options.output).stem if options.output is not None else None
-    first = trainer.optimiser.param_groups[0]
     entries: dict[str, Any] = {
         "ss_output_name": title,
         "ss_network_module": "networks.lora" if kinds == ["lora"] else "lycoris.kohya",
@@ -59,11 +58,10 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         "ss_v2": False,
         # The model's name is not known here, but readers expect the key.
         "ss_base_model_version": "unknown",
-        "ss_steps": trainer.saved,
-        "ss_max_train_steps": trainer.total,
-        # The epoch of an earlier step is not known.
-        "ss_epoch": trainer.position[0] + 1 if trainer.saved == trainer.done else None,
-        "ss_learning_rate": first["initial_lr"],
+        "ss_steps": step,
+        "ss_max_train_steps": of,
+        "ss_epoch": epoch,
+        "ss_learning_rate": rate,
         "ss_optimizer": options.optimiser,
         "ss_lr_scheduler": options.schedule,
         "ss_lr_warmup_steps": options.warmup,

@@ -311,7 +311,16 @@ class Trainer:
             if self.copies.sharded and processes.rank() != 0:
                 self.net.to_adapter(dialect=options.dialect)
                 return
-            text = {**metadata_of_training(self), **options.metadata}
+            text = metadata_of_training(
+                options,
+                self.net,
+                rate=self.optimiser.param_groups[0]["initial_lr"],
+                step=self.saved,
+                of=self.total,
+                # The epoch of an earlier step is not known.
+                epoch=self.position[0] + 1 if self.saved == self.done else None,
+            )
+            text |= options.metadata
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:

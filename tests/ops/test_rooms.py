@@ -83,6 +83,18 @@ def test_rooms_import_downwards_only(name: str) -> None:
     assert seen == set(order)
 
 
+def test_no_two_files_import_each_other() -> None:
+    """Not for types either."""
+    package = ROOT / "lycoris_ops"
+    used: set[tuple[Path, Path]] = set()
+    for file in package.rglob("*.py"):
+        for path in imports(file, package):
+            module = package.joinpath(*path[:-1]).with_suffix(".py")
+            used |= {(file, module)} if module != file else set()
+    assert len(used) > 1000
+    assert not [(one.name, other.name) for one, other in used if (other, one) in used]
+
+
 def test_a_word_is_the_name_of_one_class_alone() -> None:
     """Public classes of the library; those with an underscore are known in their own file alone."""
     found: dict[str, list[str]] = {}

@@ -465,7 +465,7 @@ def test_the_saved_adapter_is_the_trained_network_and_says_how_it_was_trained(tm
 )
 def test_the_metadata_have_the_kinds_that_other_tools_know(trained: str, module: str, algo: str) -> None:
     net = lyc.create_lycoris(Model(), algorithm=trained, rank=2, exclude="norm")
-    text = metadata_of_training(lyc.Trainer(net, plain, lyc.TrainOptions(steps=1)))
+    text = metadata_of_training(lyc.TrainOptions(steps=1), net, rate=1e-4, step=1, of=1, epoch=None)
     assert text["ss_network_module"] == module
     assert lyc.parse_json(text["ss_network_args"] or "") == {"algo": algo}
     recipe = lyc.parse_json(text["lycoris_training"] or "")
@@ -605,13 +605,13 @@ def test_the_model_computes_in_less_and_the_weights_stay_float32(
         return (found.float() - batch[1]).square().mean()
 
     net = network(exclude="norm")
-    trainer = lyc.Trainer(
-        net, loss, lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=offered(optimiser))
-    )
+    settings = lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=offered(optimiser))
+    trainer = lyc.Trainer(net, loss, settings)
     reports = [trainer.step(batch) for batch in batches(1) * 8]
     assert seen == {dtype} and {p.dtype for p in net.parameters()} == {torch.float32}
     assert reports[-1].loss < reports[0].loss
-    assert metadata_of_training(trainer)["ss_mixed_precision"] == autocast
+    text = metadata_of_training(settings, net, rate=0.01, step=8, of=8, epoch=1)
+    assert text["ss_mixed_precision"] == autocast
 
 
 def test_the_model_and_the_tensors_of_batches_are_moved() -> None:
