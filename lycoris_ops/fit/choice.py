@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import PlanError
-from ..ranks.allocate import NOTHING, Candidate, above, allocate, until, within
-from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
+from ..ranks.allocate import NOTHING, Candidate, accepting, allocate
+from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of, parameters_of
 
 NEAR = 0.99
 """Kinds count as equally good if they keep this share of what the best one keeps. The smallest is taken."""
@@ -63,18 +63,18 @@ def by_size(
     offered = {name: each for name, each in candidates.items() if each}
     if not offered:
         return {}
+    room = 0
     if isinstance(size, (Budget, Ratio)):
-        return _within(offered, size, full, beside)
-    if isinstance(size, Energy):
-        if is_short(candidates, size, signal, full, beside):
-            raise PlanError(
-                "layers of this kind cannot keep that much",
-                got=f"at most {_most(candidates) / signal:.2%}",
-                expected=f"{size.share:.2%} of the energy",
-                hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",
-            )
-        return allocate(offered, until(size.share * signal))
-    return allocate(offered, above(signal / max(1, full)))
+        room = _room(size, full) - beside
+        _check_room(offered, size, room, beside)
+    elif isinstance(size, Energy) and is_short(candidates, size, signal, full, beside):
+        raise PlanError(
+            "layers of this kind cannot keep that much",
+            got=f"at most {_most(candidates) / signal:.2%}",
+            expected=f"{size.share:.2%} of the energy",
+            hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",
+        )
+    return allocate(offered, accepting(size, room, signal, full))
 
 
 def is_short(
@@ -110,24 +110,23 @@ def _most(candidates: Mapping[str, Sequence[Candidate]]) -> float:
 
 def _room(size: Budget | Ratio, full: int) -> int:
     """The bytes or parameters of a size."""
-    if isinstance(size, Ratio):
-        return int(full / size.ratio)
-    return size.most if size.size is None else bytes_of(size.size)
+    if isinstance(size, Budget) and size.size is not None:
+        return bytes_of(size.size)
+    return parameters_of(size, full)
 
 
-def _within(
-    offered: Mapping[str, Sequence[Candidate]], size: Budget | Ratio, full: int, beside: int
-) -> dict[str, Candidate]:
-    most, unit = _room(size, full), "bytes" if in_bytes(size) else "parameters"
-    smallest = beside + min(c.cost for each in offered.values() for c in each if c is not NOTHING)
-    if most < smallest:
+def _check_room(
+    offered: Mapping[str, Sequence[Candidate]], size: Budget | Ratio, room: int, beside: int
+) -> None:
+    smallest = min(c.cost for each in offered.values() for c in each if c is not NOTHING)
+    if room < smallest:
+        unit = "bytes" if in_bytes(size) else "parameters"
         raise PlanError(
             "the budget is below the smallest adapter",
-            got=f"{most:,} {unit}",
-            expected=f"at least {smallest:,} {unit} for one layer",
+            got=f"{room + beside:,} {unit}",
+            expected=f"at least {smallest + beside:,} {unit} for one layer",
             hint="Ask for more, or for a kind that takes less (lokr)",
         )
-    return allocate(offered, within(most - beside))
 
 
 def all_of_it(candidates: Sequence[Candidate]) -> Candidate:

@@ -20,16 +20,16 @@ class Steps:
         self.total = total
         self._progress = progress
         self._done = 0
-        self._told = 0.0
+        self._last_call = 0.0
 
     def step(self) -> None:
         """Count a step as done."""
         self._done += 1
-        self._told = 0.0
+        self._last_call = 0.0
         self.pause()
 
     def pause(self) -> None:
         """Call `progress` if the last call was more than OFTEN ago. See `maths.decompositions.Pause`."""
-        if self._progress and time.monotonic() - self._told > OFTEN:
+        if self._progress and time.monotonic() - self._last_call > OFTEN:
             self._progress(min(self._done, self.total), self.total)
-            self._told = time.monotonic()
+            self._last_call = time.monotonic()

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..algorithms.fitting import Offer
+from .sizes import Energy, Size
 
 
 class Candidate(NamedTuple):
@@ -47,18 +47,6 @@ NOTHING = Candidate(0, 0.0)
 """The layer is left out."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step to accept or refuse."""
-
-    before: int
-    """The cost of all that was chosen before."""
-    gained: float
-    """The gain of all that was chosen before."""
-    cost: int
-    gain: float
-
-
 def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The candidates on the upper concave hull of gain over cost, ordered by cost, so that slopes fall.
 
@@ -74,9 +62,11 @@ def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
     return kept
 
 
-def allocate(
-    candidates: Mapping[str, Sequence[Candidate]], accept: Callable[[Step], bool]
-) -> dict[str, Candidate]:
+Accept = Callable[[Candidate, Candidate], bool]
+"""Whether to take a step, given the cost and the gain of all that was chosen before, and of the step."""
+
+
+def allocate(candidates: Mapping[str, Sequence[Candidate]], accept: Accept) -> dict[str, Candidate]:
     """Choose one candidate for each layer, by steps along the hulls in the order of gain per parameter.
 
     Each layer starts from its cheapest candidate. For a layer that may be left out, include NOTHING among its
@@ -87,51 +77,57 @@ def allocate(
     """
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}
-    cost, gain = sum(c.cost for c in chosen.values()), sum(c.gain for c in chosen.values())
+    total = Candidate(sum(c.cost for c in chosen.values()), sum(c.gain for c in chosen.values()))
     # Equal slopes are ordered by the layers' places, so that the result is reproducible.
     order = [
         (-_slope(*each[:2]), number, path, 1) for number, (path, each) in enumerate(hulls.items()) if each[1:]
     ]
     heapq.heapify(order)
     while order:
-        _, at, path, index = heapq.heappop(order)
+        _, number, path, index = heapq.heappop(order)
         each = hulls[path]
-        step = _step(cost, gain, each[index - 1], each[index])
-        if not accept(step):
+        step = _step(each[index - 1], each[index])
+        if not accept(total, step):
             continue
         chosen[path] = each[index]
-        cost, gain = cost + step.cost, gain + step.gain
+        total = _sum(total, step)
         if index + 1 < len(each):
-            heapq.heappush(order, (-_slope(each[index], each[index + 1]), at, path, index + 1))
+            heapq.heappush(order, (-_slope(each[index], each[index + 1]), number, path, index + 1))
     rest = [(path, c) for path, each in candidates.items() for c in each]
     while rest := [
-        (path, c)
-        for path, c in rest
-        if c.gain > chosen[path].gain and accept(_step(cost, gain, chosen[path], c))
+        (path, c) for path, c in rest if c.gain > chosen[path].gain and accept(total, _step(chosen[path], c))
     ]:
         path, better = max(rest, key=lambda each: _slope(chosen[each[0]], each[1]))
-        cost, gain = cost + better.cost - chosen[path].cost, gain + better.gain - chosen[path].gain
+        total = _sum(total, _step(chosen[path], better))
         chosen[path] = better
     return chosen
 
 
-def within(most: int) -> Callable[[Step], bool]:
+def within(most: int) -> Accept:
     """Accepts steps that keep the total cost within `most`."""
-    return lambda step: step.before + step.cost <= most
+    return lambda total, step: total.cost + step.cost <= most
 
 
-def until(gain: float) -> Callable[[Step], bool]:
-    """Accepts steps until the total gain is reached, within the rounding of its sums."""
-    return lambda step: step.gained < gain * (1 - 1e-9)
+def accepting(size: Size, most: int, energy: float, full: int) -> Accept:
+    """How far a size goes.
+
+    A budget or a ratio accepts steps within the cost `most`, and a share of the energy until the total gain
+    is that share of `energy`, within the rounding of the sums. "auto" accepts steps that gain more for each
+    parameter than the `full` values of the weights do on average.
+    """
+    if isinstance(size, Energy):
+        return lambda total, _: total.gain < size.share * energy * (1 - 1e-9)
+    if size == "auto":
+        return lambda _, step: step.gain > energy / max(1, full) * step.cost
+    return within(most)
 
 
-def above(slope: float) -> Callable[[Step], bool]:
-    """Accepts steps that gain more than `slope` for each parameter."""
-    return lambda step: step.gain > slope * step.cost
+def _step(now: Candidate, other: Candidate) -> Candidate:
+    return Candidate(other.cost - now.cost, other.gain - now.gain)
 
 
-def _step(cost: int, gain: float, now: Candidate, other: Candidate) -> Step:
-    return Step(cost, gain, other.cost - now.cost, other.gain - now.gain)
+def _sum(first: Candidate, other: Candidate) -> Candidate:
+    return Candidate(first.cost + other.cost, first.gain + other.gain)
 
 
 def _slope(first: Candidate, other: Candidate) -> float:

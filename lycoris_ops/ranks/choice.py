@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 
 from ..errors import PlanError
-from .allocate import NOTHING, Candidate, above, allocate, until, within
+from .allocate import NOTHING, Candidate, accepting, allocate, within
 from .plan import Plan, PlanRow
 from .probe import Probe, Probed, chosen_algorithms
-from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
+from .sizes import Budget, Energy, Rank, Ratio, Size, check_size, parameters_of
 
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that `algorithms="auto"` stands for."""
@@ -92,18 +92,18 @@ def plan_ranks(
     if isinstance(size, (Budget, Ratio)) and kinds == ("lora",):
         # Equal plans may differ in the last digits of their sums.
         uniform = plan.uniform
-        even = _even(probe, offered, _most(probe, size))
+        even = _even(probe, offered, parameters_of(size, _full(probe, probe.layers)))
         if uniform is not None and even and plan.gain <= WORTH * uniform * (1 + 1e-9):
             return replace(_planned(probe, even, scale, dtype), refused=plan.gain)
     return plan
 
 
 def _planned(probe: Probe, chosen: Mapping[str, Candidate], scale: float, dtype: torch.dtype) -> Plan:
-    rows = [_row(path, probe, one, scale) for path, one in chosen.items() if one.offer is not None]
-    taken = {row.path for row in rows}
+    rows = [_row(path, probe, taken, scale) for path, taken in chosen.items() if taken.offer is not None]
+    planned = {row.path for row in rows}
     return Plan(
         rows=tuple(rows),
-        left_out=tuple(path for path in probe.layers if path not in taken),
+        left_out=tuple(path for path in probe.layers if path not in planned),
         full=_full(probe, probe.layers),
         energy=probe.energy,
         dtype=dtype,
@@ -139,7 +139,7 @@ def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]
     largest with one."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
-        most = max((one.cost for one in each if one.rank is not None), default=math.inf)
+        most = max((c.cost for c in each if c.rank is not None), default=math.inf)
         fitting = [c for c in each if c.cost <= most]
         chosen[path] = max(fitting, key=lambda c: (c.gain, -c.cost))
     return chosen
@@ -148,12 +148,11 @@ def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]
 def _by_size(
     probe: Probe, offered: Mapping[str, list[Candidate]], size: Size, r_min: int
 ) -> dict[str, Candidate]:
-    cheapest = {path: min(c.cost for c in each) for path, each in offered.items()}
-    smallest = sum(cheapest.values()) if r_min else min(cheapest.values())
     candidates = offered if r_min else {path: [NOTHING, *each] for path, each in offered.items()}
-    energy = probe.energy
+    energy, full, most = probe.energy, _full(probe, probe.layers), 0
     if isinstance(size, (Budget, Ratio)):
-        most = _most(probe, size)
+        cheapest = [min(c.cost for c in each) for each in offered.values()]
+        most, smallest = parameters_of(size, full), sum(cheapest) if r_min else min(cheapest)
         if most < smallest:
             raise PlanError(
                 "the budget is below the smallest plan",
@@ -162,24 +161,17 @@ def _by_size(
                 hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
                 + " or allow lokr, which takes less",
             )
-        return allocate({path: _worthy(probe, path, each) for path, each in candidates.items()}, within(most))
-    if isinstance(size, Energy):
-        chosen = allocate(candidates, until(size.share * energy))
-        gained = sum(c.gain for c in chosen.values())
-        if gained < size.share * energy * (1 - 1e-6):
-            raise PlanError(
-                "no plan can gain that much",
-                got=f"at most {gained / energy:.1%}",
-                expected=f"{size.share:.1%}",
-                hint="Allow higher ranks, or ask for less",
-            )
-        return chosen
-    return allocate(candidates, above(energy / _full(probe, probe.layers)))
-
-
-def _most(probe: Probe, size: Budget | Ratio) -> int:
-    """The largest number of parameters."""
-    return size.most if isinstance(size, Budget) else int(_full(probe, probe.layers) / size.ratio)
+        candidates = {path: _worthy(probe, path, each) for path, each in candidates.items()}
+    chosen = allocate(candidates, accepting(size, most, energy, full))
+    gained = sum(c.gain for c in chosen.values())
+    if isinstance(size, Energy) and gained < size.share * energy * (1 - 1e-6):
+        raise PlanError(
+            "no plan can gain that much",
+            got=f"at most {gained / energy:.1%}",
+            expected=f"{size.share:.1%}",
+            hint="Allow higher ranks, or ask for less",
+        )
+    return chosen
 
 
 def _even(probe: Probe, offered: Mapping[str, Sequence[Candidate]], most: int) -> dict[str, Candidate] | None:

@@ -56,10 +56,11 @@ class Gradient(Delta):
 def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:
     """What layers of these kinds can gain from a gradient, on the CPU; () where none suits the weight."""
     offers = [offer for kind in kinds for offer in kind.fit(gradient)]
-    starts = {id(one): one for offer in offers for one in offer.start.values()}
+    starts = {id(factor): factor for offer in offers for factor in offer.start.values()}
     here = fetched(*(offer.sums for offer in offers if offer.sums is not None), *starts.values())
     # Several offers may share a start.
-    own = {key: one.contiguous() for key, one in zip(starts, here[len(here) - len(starts) :], strict=True)}
+    moved = here[len(here) - len(starts) :]
+    own = {key: factor.contiguous() for key, factor in zip(starts, moved, strict=True)}
     sums = iter(here)
     return tuple(
         replace(
@@ -67,7 +68,7 @@ def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer,
             make=None,
             sums=None,
             first_steps=() if offer.sums is None else running(next(sums).double()),
-            start={name: own[id(one)] for name, one in offer.start.items()},
+            start={name: own[id(factor)] for name, factor in offer.start.items()},
         )
         for offer in offers
     )

@@ -114,7 +114,7 @@ class Probe:
             # A layer that has no such rank stays at its highest.
             chosen = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
             larger = sum(offer.parameters[index] for offer, index in chosen)
-            better = sum(offer.kept[place] for offer, place in chosen)
+            better = sum(offer.kept[index] for offer, index in chosen)
             if larger > parameters:
                 return gain + (better - gain) * (parameters - size) / (larger - size)
             size, gain = larger, better

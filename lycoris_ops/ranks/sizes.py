@@ -79,7 +79,7 @@ class Budget:
     def most(self) -> int:
         """The largest number of parameters."""
         if self.parameters is not None:
-            return _whole(self.parameters)
+            return _integer(self.parameters)
         return bytes_of(cast("int | str", self.size)) // self.dtype.itemsize
 
 
@@ -139,7 +139,7 @@ def check_size(size: object) -> Size:
 def bytes_of(size: int | str) -> int:
     """The bytes that a number or a text such as "50MB" means. Raises PlanError for others."""
     if not isinstance(size, str):
-        return _whole(size)
+        return _integer(size)
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
     unit = UNITS.get((match[2] or "B").upper()) if match else None
     if not match or unit is None:
@@ -147,7 +147,12 @@ def bytes_of(size: int | str) -> int:
     return int(float(match[1].replace("_", "")) * unit)
 
 
-def _whole(number: object) -> int:
+def parameters_of(size: Budget | Ratio, full: int) -> int:
+    """The most parameters for layers whose full weights have `full` values."""
+    return size.most if isinstance(size, Budget) else int(full / size.ratio)
+
+
+def _integer(number: object) -> int:
     if type(number) is not int:
         raise PlanError("not a whole number", got=repr(number), expected="20_000 or a text: 50MB")
     return number
