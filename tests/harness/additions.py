@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("__init__.py", "pyproject.toml", "lycoris_ops", "lycoris_nodes", "locales", "workflows", "tests")
+COPIED = (
+    *("__init__.py", "pyproject.toml", "lycoris_ops", "lycoris_nodes", "locales", "workflows"),
+    *("tests", "tools"),
+)
 
 
 def additions() -> list[str]:

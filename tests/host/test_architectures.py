@@ -16,8 +16,9 @@ from hosting import Host, Patched, calculated, clip_of, needs, patcher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.harness import coverage, dialects, encoder_names, in_diffusers, zoo
+from tests.harness import dialects, encoder_names, in_diffusers, zoo
 from tests.harness.dialects import DIALECTS, Names
+from tools import coverage
 
 pytestmark = pytest.mark.host
 

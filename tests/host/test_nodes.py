@@ -20,7 +20,7 @@ from tests.harness.additions import added, outcome
 from tests.harness.assets import assets
 from tests.harness.facts import NODES, ROOT
 from tests.harness.opens import opened
-from tests.harness.pictures import names_in
+from tools.pictures import names_in
 
 CATEGORIES = {f"lycoris/{part}" for part in ("load", "shape", "save", "train")}
 

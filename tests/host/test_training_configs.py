@@ -9,7 +9,7 @@ import pytest
 import torch
 from hosting import Host
 
-from tests.harness import other_trainers
+from tools import other_trainers
 
 pytestmark = pytest.mark.host
 
@@ -788,7 +788,7 @@ def test_adamw_decays_as_in_the_trainer_where_a_config_says_nothing(
 
 
 def test_the_page_has_a_row_for_each_setting_that_is_read(host: Host) -> None:
-    """It is written by `python -m tests.harness.other_trainers --write`."""
+    """It is written by `python -m tools.other_trainers --write`."""
     text = other_trainers.page(host.pack.__name__)
     assert text == other_trainers.PAGE.read_text(encoding="utf-8")
     assert "| `network_args: algo` | `algorithm`" in text and "`optimisation.weight_decay`" in text

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 import lycoris_ops as lyc
 from lycoris_ops.train.member import read_weight
-from tests.harness import bases
+from tools import bases
 
 
 @pytest.fixture
@@ -733,5 +733,5 @@ def test_a_model_in_wrappers_of_torch_has_the_names_and_starts_of_its_own_module
 
 
 def test_the_page_of_bases_is_what_is_found() -> None:
-    """Every kind on every sort of weight, in every form, is right or refused: see `tests.harness.bases`."""
+    """Every kind on every sort of weight, in every form, is right or refused: see `tools.bases`."""
     assert bases.PAGE.read_text(encoding="utf-8") == bases.page(bases.everything())

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.harness.drawings import FOLDER, drawings
 from tests.harness.messages import SIMILAR, Message, messages
 from tests.harness.pages import made
+from tools.drawings import FOLDER, drawings
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "lycoris_nodes" / "web" / "docs"
@@ -75,7 +75,7 @@ def test_drawings_are_what_the_library_computes_now() -> None:
     assert {path.stem for path in FOLDER.glob("merge-*.svg")} == set(drawn) - {"curves"}
     for name, drawing in drawn.items():
         kept = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
-        hint = f"{name}: run `python -m tests.harness.drawings`"
+        hint = f"{name}: run `python -m tools.drawings`"
         assert NUMBER.sub("", kept) == NUMBER.sub("", drawing.svg()), hint
         both = (map(float, NUMBER.findall(text)) for text in (kept, drawing.svg()))
         assert all(abs(one - other) < 1 for one, other in zip(*both, strict=True)), hint

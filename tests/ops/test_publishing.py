@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import release
+from tools import release
 
 FILLED = """
 Repository = "https://forge.example/someone/lycoris-nodes"

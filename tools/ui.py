@@ -2,10 +2,11 @@
 
 import time
 
-from .assets import install
+from tests.harness.assets import install
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import Server, base_directory, free_port
+
 from .demo import DEMO, prepared
-from .facts import ROOT, facts
-from .launch import Server, base_directory, free_port
 
 # Where ComfyUI itself listens.
 PORT = 8188

@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .assets import FILES, assets, install
-from .facts import ROOT, facts
-from .launch import Run, Server, base_directory
-from .templates import BLEND, EXPORT, Values, ready
-from .workflow import to_prompt
+from tests.harness.assets import FILES, assets, install
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import Run, Server, base_directory
+from tests.harness.templates import BLEND, EXPORT, Values, ready
+from tests.harness.workflow import to_prompt
 
 DEMO = ROOT / ".cache" / "demo"
 PICTURE: Values = {"EmptyLatentImage": {"width": 128, "height": 128}, "KSampler": {"steps": 4}}

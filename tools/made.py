@@ -1,6 +1,6 @@
 """Make all that is published of the last commit, in `.cache/release/made`.
 
-    python -m tests.harness.made
+    python -m tools.made
 
 comfy-cli makes the pack's archive, as for the registry. It lies unpacked in `pack`, with the tests beside it.
 The library's wheel and sdist are in `dist`. Its tests are in `library-tests`, without the library.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tomllib
 
-from .facts import ROOT
+from tests.harness.facts import ROOT
 
 HOME = ROOT / ".cache" / "release"
 MADE = HOME / "made"
@@ -57,7 +57,8 @@ def make_pack() -> Path:
 
 def put_tests_beside_the_pack() -> None:
     """Tests use the folder around them as the pack. They get the hosts of this checkout."""
-    shutil.copytree(SOURCE / "tests", PACK / "tests")
+    for name in ("tests", "tools"):
+        shutil.copytree(SOURCE / name, PACK / name)
     (PACK / ".cache").symlink_to(ROOT / ".cache")
 
 
@@ -78,6 +79,8 @@ def make_library() -> Path:
     for part in ("ops", "harness"):
         shutil.copytree(SOURCE / "tests" / part, LIBRARY_HOME / "tests" / part)
     shutil.copy(SOURCE / "tests" / "conftest.py", LIBRARY_HOME / "tests")
+    (LIBRARY_HOME / "tools").mkdir()
+    shutil.copy(SOURCE / "tools" / "bare.py", LIBRARY_HOME / "tools")
     shutil.copy(SOURCE / "pyproject.toml", LIBRARY_HOME)
     (wheel,) = DIST.glob("*.whl")
     return wheel

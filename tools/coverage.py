@@ -1,6 +1,6 @@
 """The page `docs/coverage.md`: how many layers of each architecture are found, under whose names.
 
-    python3 tests/harness/environment.py -- python -m tests.harness.coverage [--write]
+    python3 tests/harness/environment.py -- python -m tools.coverage [--write]
 
 prints the page; with --write it writes the file instead.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-from .dialects import DIALECTS, adapter, cases, names, shapes_of
-from .encoder_names import encoder_cases, encoder_names, encoders_of
-from .facts import ROOT, facts
-from .launch import base_directory, boot_in_process
-from .zoo import ENCODERS, SPECIES, supported
+from tests.harness.dialects import DIALECTS, adapter, cases, names, shapes_of
+from tests.harness.encoder_names import encoder_cases, encoder_names, encoders_of
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import base_directory, boot_in_process
+from tests.harness.zoo import ENCODERS, SPECIES, supported
 
 PAGE = ROOT / "docs" / "coverage.md"
 HEAD = """# What is matched
@@ -25,7 +25,7 @@ HEAD = """# What is matched
 Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class. Each of
 its layers that an adapter can change was looked up under the names that other software uses, and a cell says
 how many were found. A cell has several counts where dialects name different layers. The page is written by
-`python -m tests.harness.coverage --write`, and a test compares it.
+`python -m tools.coverage --write`, and a test compares it.
 """
 GROUPS = {
     "ComfyUI's names": ("host", "lycoris"),

@@ -1,6 +1,6 @@
 """Run the library's tests that need no other package than torch, numpy, safetensors and pytest.
 
-    python -m tests.harness.bare [arguments of pytest ...]
+    python -m tools.bare [arguments of pytest ...]
 
 Runs all such files of `tests/ops`, or those that are named. The running Python needs only these packages. If
 `lycoris_ops` does not lie beside the tests, the installed one is tested.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1] / "ops"
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 BARE = ("torch", "numpy", "safetensors", "pytest")
 REPOSITORY = ("test_rooms.py", "test_serving.py", "test_pages.py", "test_docs_code.py")
 """Tests of the library that look at the repository."""
@@ -23,7 +23,7 @@ REPOSITORY = ("test_rooms.py", "test_serving.py", "test_pages.py", "test_docs_co
 def unsuited(folder: Path) -> Iterator[str]:
     """The test files that need another package, or the repository."""
     files = {file.stem: file for file in folder.glob("*.py")}
-    files |= {f"tests.harness.{file.stem}": file for file in Path(__file__).parent.glob("*.py")}
+    files |= {f"tests.harness.{file.stem}": file for file in (TESTS / "harness").glob("*.py")}
     needed = {name: modules(file) for name, file in files.items()}
     known = {*sys.stdlib_module_names, *BARE, *files, "lycoris_ops", "tests.harness"}
 
@@ -51,9 +51,8 @@ def modules(file: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    left = [f"--ignore=tests/ops/{name}" for name in unsuited(TESTS)]
+    left = [f"--ignore=tests/ops/{name}" for name in unsuited(TESTS / "ops")]
     print(f"{len(left)} files of tests need other packages or the repository and are left out", flush=True)
-    home = TESTS.parents[1]
     given = sys.argv[1:]
     named = [] if any(one.startswith("tests/ops") for one in given) else ["tests/ops"]
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *named, *left, *given], cwd=home))
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *named, *left, *given], cwd=TESTS.parent))

@@ -1,6 +1,6 @@
 """The published library and pack on the versions that are promised, one cell after the other.
 
-    python3 -m tests.harness.matrix [--list] [--again] [CELL ...]
+    python3 -m tools.matrix [--list] [--again] [CELL ...]
 
 A cell of the library runs its tests from the wheel, on a Python and a torch. A cell of the pack runs a choice
 of tests from the unpacked archive, on a ComfyUI, or in the browser on one of its front ends. The
@@ -27,7 +27,8 @@ from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .environment import ROOT, numbers, pins
+from tests.harness.environment import ROOT, numbers, pins
+
 from .made import DIST, EXTRAS, LIBRARY_HOME, PACK, TOOLS
 
 HOME = ROOT / ".cache" / "matrix"
@@ -35,7 +36,7 @@ RESULTS, JUNIT = HOME / "results.json", HOME / "junit.xml"
 PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 TESTED = (
-    *("lycoris_ops", "lycoris_nodes", "locales", "workflows", "tests", "packaging"),
+    *("lycoris_ops", "lycoris_nodes", "locales", "workflows", "tests", "tools", "packaging"),
     *("__init__.py", "pyproject.toml"),
 )
 """What a result depends on."""
@@ -94,7 +95,7 @@ class Library:
             install = (TOOLS / "uv", "pip", "install", "-q", "--no-cache", "--python", python)
             run(*install, torch, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
             names = [f"tests/ops/test_{name}.py" for name in LIBRARY_TESTS]
-            tests = (python, "-m", "tests.harness.bare", "-n", "2", f"--junitxml={JUNIT}", *names)
+            tests = (python, "-m", "tools.bare", "-n", "2", f"--junitxml={JUNIT}", *names)
             run(*tests, cwd=LIBRARY_HOME, may_fail=True)
             ask = "import platform, torch; print(platform.python_version(), 'torch', torch.__version__)"
             told = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout
@@ -164,7 +165,7 @@ def main() -> int:
     done = [name for name, one in results.items() if (one.state, one.sources) == (PASSED, of)]
     wanted = [cell for cell in cells if options.again or cell.name not in done]
     if wanted:
-        run(sys.executable, "tests/harness/environment.py", "--", "python", "-m", "tests.harness.made")
+        run(sys.executable, "tests/harness/environment.py", "--", "python", "-m", "tools.made")
     for cell in wanted:
         print(f"\n{cell}", flush=True)
         results[cell.name] = tried(cell, of)

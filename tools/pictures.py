@@ -1,4 +1,4 @@
-"""Takes the pictures of the templates and of the nodes: `python -m tests.harness.pictures [NAME ...]`.
+"""Takes the pictures of the templates and of the nodes: `python -m tools.pictures [NAME ...]`.
 
 Each template is run in the real front end with the models of `assets`. Its picture has the whole graph
 above, and below it the node that says most of the result. The help pages show the nodes as they are after
@@ -18,12 +18,24 @@ from typing import Any
 
 from PIL import Image
 
-from .assets import install, parts
-from .facts import NODES, ROOT, facts
-from .launch import Server, base_directory
-from .packages import DATA
-from .page import Ui, building, chromium, page
-from .templates import BLEND, EXAMPLE, FOLDER, JUDGE, SLIDER, SMALL, TEMPLATES, TRAIN, Values, put, ready
+from tests.harness.assets import install, parts
+from tests.harness.facts import NODES, ROOT, facts
+from tests.harness.launch import Server, base_directory
+from tests.harness.packages import DATA
+from tests.harness.page import Ui, building, chromium, page
+from tests.harness.templates import (
+    BLEND,
+    EXAMPLE,
+    FOLDER,
+    JUDGE,
+    SLIDER,
+    SMALL,
+    TEMPLATES,
+    TRAIN,
+    Values,
+    put,
+    ready,
+)
 
 SIDE = 600
 """Pixels of a thumbnail."""

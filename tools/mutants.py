@@ -1,6 +1,6 @@
 """Tries whether the tests notice small faults in the files that a change touches.
 
-    python -m tests.harness.mutants [--since COMMIT] [--count N] [--seed N] [FILE ...]
+    python -m tools.mutants [--since COMMIT] [--count N] [--seed N] [FILE ...]
 
 Each fault is one operator of cosmic-ray at one place, drawn at random. It is made in a copy of the last
 commit, and the tests that name what the file defines are run until one fails. A mutant that all of them pass
@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from cosmic_ray import plugins
 from cosmic_ray.mutating import mutate_code
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 COPIES = ROOT / ".cache" / "mutants"
 WORKERS = 2
 TESTS = 6

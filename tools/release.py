@@ -1,6 +1,6 @@
 """Check what is published: the pack's archive for the registry, and the library's wheel and sdist.
 
-    python -m tests.harness.release [--publish]
+    python -m tools.release [--publish]
 
 Both are made from the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
 nothing else, and the templates are run from it, unpacked. The wheel is put into an empty environment, where
@@ -17,8 +17,9 @@ import sys
 
 from PIL import Image
 
-from .environment import numbers, pins
-from .facts import ROOT
+from tests.harness.environment import numbers, pins
+from tests.harness.facts import ROOT
+
 from .made import (
     DIST,
     EXTRAS,
@@ -141,7 +142,7 @@ def check_library() -> None:
         print(f"{checker[0].name} accepts a user's script, not a wrong one: {last(refused)}", flush=True)
     # Some tests draw charts or train, which needs the extras.
     run(*install, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
-    told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, **ONE_THREAD)
+    told = run(python, "-m", "tools.bare", "-n", "2", cwd=LIBRARY_HOME, **ONE_THREAD)
     print(f"its tests, from the wheel: {last(told)}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """The page `docs/other-trainers.md`: the settings of other trainers, and those of Train LoRA / LyCORIS.
 
-    python3 tests/harness/environment.py -- python -m tests.harness.other_trainers --write
+    python3 tests/harness/environment.py -- python -m tools.other_trainers --write
 
 writes it from the code that reads their configs: each setting that is read is a row.
 """
@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .facts import ROOT, facts
-from .launch import base_directory, boot_in_process, loaded_pack
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import base_directory, boot_in_process, loaded_pack
 
 PAGE = ROOT / "docs" / "other-trainers.md"
 HEAD = """# Settings of other trainers
 
 **Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of sd-scripts,
 musubi-tuner, kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The
-tables say what becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from the
+tables say what becomes of each setting. `python -m tools.other_trainers --write` makes them from the
 code that reads the configs.
 
 Where a config leaves out what decides the training, the default of its trainer is used: the tables name it.

@@ -1,6 +1,6 @@
 """The page `docs/bases.md`: which kinds act on which sorts of weights, beside them, rebuilt and merged.
 
-    python3 tests/harness/environment.py -- python -m tests.harness.bases [--write]
+    python3 tests/harness/environment.py -- python -m tools.bases [--write]
 
 prints the page; with --write it writes the file instead.
 """
@@ -22,10 +22,9 @@ from torch.nn import functional
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import declaring
 from lycoris_ops.algorithms.training import Trained
+from tests.harness.facts import ROOT
 from tests.ops import meeting
 from tests.ops.networks import unattached
-
-from .facts import ROOT
 
 PAGE = ROOT / "docs" / "bases.md"
 HEAD = """# Which kinds act on which weights
@@ -34,7 +33,7 @@ Each cell is a linear layer with a network of one kind, on a weight of one sort.
 the output of the whole changed weight W + delta(W), in float64. `beside` is the form "bypass", `rebuilt`
 forms the changed weight in each pass, and `merged` is `merge_to`. A form that a cell does not name is
 refused, in the first pass at the latest; the letters give the reasons. The page is written by
-`python -m tests.harness.bases --write`, and a test compares it.
+`python -m tools.bases --write`, and a test compares it.
 """
 SIDE = 32
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -186,7 +185,7 @@ def in_one_of_two(rank: int, folder: str) -> None:
 
 def everything() -> dict[str, dict[str, dict[str, str | None]]]:
     with TemporaryDirectory() as folder:
-        meeting.run(2, folder, "tests.harness.bases.in_one_of_two")
+        meeting.run(2, folder, "tools.bases.in_one_of_two")
         together = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
     return {**outcomes(ALONE), **together}
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of the pages: `python -m tests.harness.drawings`, in the environment.
+"""Draws the pictures of the pages: `python -m tools.drawings`, in the environment.
 
 What each merge method makes of two changes, and the curves of schedules. All values are the library's own. A
 test draws them again. Other pictures there were drawn once, and show nothing that is computed.
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
-
-from .facts import ROOT
+from tests.harness.facts import ROOT
 
 FOLDER = ROOT / "docs" / "pictures"
 FIRST, SECOND, RESULT, GREY = "#4a90d9", "#e0872f", "#43a76b", "#8a8f98"
