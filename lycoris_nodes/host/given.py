@@ -78,7 +78,7 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
     family = family_of(model)
     if family.fills(model):
         return Given("InpaintModelConditioning", _around, masked=True)
-    node = family.given(model, references)
+    node = family.given_to(model, references)
     if node is None:
         return None
     if ends not in node.frames and ends != NONE:

@@ -286,7 +286,7 @@ class LycorisDataset(io.ComfyNode):
         shown = Shown(
             vae,
             clip,
-            references=family.references(network, references),
+            references=family.references_of(network, references),
             given=giving,
             misses_frames=misses_frames(network, first_frames),
             own_sound=family.sound,

@@ -145,14 +145,15 @@ class Family:
     channels: int | None = None
     """The channels of latents of pictures, where the host's class says those of sound too."""
 
-    given: Callable[[Any, str], Node | None] = lambda model, way: None
-    """How a model is given parts of its target, by the user's choice of `ways`."""
+    given: Node | Callable[[Any, str], Node | None] | None = None
+    """What gives a model parts of its target: one for all models, or by the model and the user's choice of
+    `ways`."""
     fills: Callable[[Any], bool] = lambda model: "mask" in model.concat_keys
     """Whether a model is given what surrounds a hole in the picture."""
     animates: Callable[[Any], bool] = marked
     """Whether a model makes videos of pictures."""
-    references: Callable[[Any, str], References | None] = lambda model, way: None
-    """How a model takes references, by the user's choice of `ways`."""
+    references: References | Callable[[Any, str], References | None] | None = None
+    """How a model takes references, likewise."""
     ways: tuple[str, ...] = ()
     """The user's choices of how references are given, beside "auto": for models that have the same layers."""
     sound: Sound | None = None
@@ -160,3 +161,12 @@ class Family:
     networks: Mapping[str, Network] = field(default_factory=dict[str, Network])
     """By the class of the network. One that no family knows gets every cure, which is correct for any model
     but slower for most. tests/host trains each of these for a step."""
+
+    def given_to(self, model: Any, way: str) -> Node | None:
+        """`given` for a model and a choice of `ways`."""
+        return self.given if isinstance(self.given, Node | None) else self.given(model, way)
+
+    def references_of(self, model: Any, way: str) -> References | None:
+        """`references` for a model and a choice of `ways`."""
+        own = self.references
+        return own if isinstance(own, References | None) else own(model, way)

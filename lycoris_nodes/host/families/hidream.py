@@ -1,7 +1,7 @@
 """HiDream."""
 
 from .family import Family, Network
-from .shared import CONCATENATED_ALONE, taken_by
+from .shared import CONCATENATED_ALONE
 
 FAMILY = Family(
     hosts=("HiDream",),
@@ -9,6 +9,6 @@ FAMILY = Family(
     source="OneTrainer, ai-toolkit",
     rank=32,
     lr=2e-4,
-    references=taken_by(CONCATENATED_ALONE),
+    references=CONCATENATED_ALONE,
     networks={"HiDreamImageTransformer2DModel": Network()},
 )

@@ -2,7 +2,6 @@
 
 from .family import Family, Network, Unmade
 from .node import FIRST, REPLACED, Node
-from .shared import given_by, nothing_given
 from .times import Times
 
 _NODE = "HunyuanImageToVideo"
@@ -19,18 +18,18 @@ FAMILY = Family(
     resolution=512,
     frame_rate=24,
     latents={"HunyuanVideo": 4},
-    given=given_by(Node({REPLACED: _NODE})),
+    given=Node({REPLACED: _NODE}),
     networks={"HunyuanVideo": Network(norms="HunyuanVideo")},
     variants={
-        "HunyuanVideoI2V": {"given": given_by(Node({FIRST: _NODE}))},
+        "HunyuanVideoI2V": {"given": Node({FIRST: _NODE})},
         # The host does not mark it as image-to-video.
-        "HunyuanVideoSkyreelsI2V": {"given": nothing_given, "animates": lambda model: True},
+        "HunyuanVideoSkyreelsI2V": {"given": None, "animates": lambda model: True},
         "HunyuanVideo15_SR_Distilled": {
-            "given": nothing_given,
+            "given": None,
             "unmade": Unmade("concat_latent_image", "HunyuanVideo15SuperResolution"),
         },
         "HunyuanImage21Refiner": {
-            "given": nothing_given,
+            "given": None,
             "frame_rate": None,
             "unmade": Unmade("concat_latent_image", "HunyuanRefinerLatent"),
         },

@@ -1,14 +1,12 @@
 """JoyImage."""
 
 from .family import Family, Network, References
-from .shared import numbered, taken_by
-
-_REFERENCES = References(
-    node="TextEncodeJoyImageEdit", most=6, given=lambda images, size: {"images": numbered(images, "", 0)}
-)
+from .shared import numbered
 
 FAMILY = Family(
     hosts=("JoyImage",),
-    references=taken_by(_REFERENCES),
+    references=References(
+        node="TextEncodeJoyImageEdit", most=6, given=lambda images, size: {"images": numbered(images, "", 0)}
+    ),
     networks={"JoyImageTransformer3DModel": Network(fused=True)},
 )

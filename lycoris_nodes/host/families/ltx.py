@@ -9,7 +9,7 @@ from torch import Tensor
 from ..sampling import NOISE_MASK
 from .family import Family, Network, Sound
 from .node import BOTH, FIRST, NONE, Beside, Made, Node, See, Takes, given_node, nothing
-from .shared import given_by, of_sound
+from .shared import of_sound
 from .times import Times
 
 _FIRST, _GUIDE = "LTXVImgToVideo", "LTXVAddGuide"
@@ -72,7 +72,7 @@ FAMILY = Family(
     resolution=512,
     frame_rate=25,
     latents={"LTXV": 8},
-    given=given_by(_NODE),
+    given=_NODE,
     networks=dict.fromkeys(("LTXVModel", "LTXAVModel"), Network(attentions="CrossAttention")),
     variants={
         "LTXAV": {

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..sampling import literal
 from .family import Family, Sound
 from .node import BOTH, FIRST, NONE, Beside, Node, Takes, given_node
-from .shared import given_by, of_sound
+from .shared import of_sound
 
 _NODE = "MiniMaxH3ImageToVideo"
 
@@ -44,13 +44,11 @@ FAMILY = Family(
     frame_rate=24,
     clip=(17, 5),
     channels=24,
-    given=given_by(
-        Node(
-            dict.fromkeys((FIRST, BOTH, NONE), _NODE),
-            Takes(("ref_videos",) * 3, "ref_images", most=9),
-            needed=False,
-            encode=_encoded,
-        )
+    given=Node(
+        dict.fromkeys((FIRST, BOTH, NONE), _NODE),
+        Takes(("ref_videos",) * 3, "ref_images", most=9),
+        needed=False,
+        encode=_encoded,
     ),
     sound=Sound("MiniMaxH3AudioVAE", _cut, needed=True),
 )

@@ -1,7 +1,7 @@
 """OmniGen2, and Boogu, which derives from it."""
 
 from .family import Family, Network, References
-from .shared import beside_or_concatenated, numbered, taken_by
+from .shared import beside_or_concatenated, numbered
 
 _BOOGU = References(
     node="TextEncodeBooguEdit",
@@ -12,5 +12,5 @@ FAMILY = Family(
     hosts=("Omnigen2",),
     references=beside_or_concatenated,
     networks={"OmniGen2Transformer2DModel": Network(), "BooguTransformer2DModel": Network()},
-    variants={"Boogu": {"references": taken_by(_BOOGU)}},
+    variants={"Boogu": {"references": _BOOGU}},
 )

@@ -1,7 +1,7 @@
 """Qwen-Image, and Mage-Flow, which derives from it."""
 
 from .family import Family, Network, References
-from .shared import numbered, taken_by
+from .shared import numbered
 from .times import ByTokens, Times
 
 _FIRST = "first Qwen-Image-Edit"
@@ -32,5 +32,5 @@ FAMILY = Family(
     references=lambda model, way: _OF_FIRST if way == _FIRST else _OF_LATER,
     ways=(_FIRST,),
     networks={"QwenImageTransformer2DModel": Network(), "MageFlowTransformer2DModel": Network()},
-    variants={"MageFlow": {"references": taken_by(_OF_MAGE_FLOW)}},
+    variants={"MageFlow": {"references": _OF_MAGE_FLOW}},
 )

@@ -1,7 +1,7 @@
 """SDXL."""
 
 from .family import Family
-from .shared import CONCATENATED_ALONE, taken_by
+from .shared import CONCATENATED_ALONE
 from .times import Times
 
 FAMILY = Family(
@@ -13,6 +13,6 @@ FAMILY = Family(
     told_size=True,
     variants={
         "SDXLRefiner": {"name": "SDXL refiner"},
-        "SDXL_instructpix2pix": {"references": taken_by(CONCATENATED_ALONE)},
+        "SDXL_instructpix2pix": {"references": CONCATENATED_ALONE},
     },
 )

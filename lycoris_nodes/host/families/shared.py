@@ -17,15 +17,6 @@ OF_FLUX = ByTokens(0.5, 1.15, 256, 4096)
 CONCATENATED_ALONE = References(CONCATENATED, fitted=True, most=1)
 
 
-def nothing_given(model: Any, way: str) -> None:
-    """For a variant whose family is given something, and which is not."""
-
-
-def given_by(node: Node) -> Callable[[Any, str], Node]:
-    """For models that are always given it."""
-    return lambda model, way: node
-
-
 def given_if_marked(node: Node) -> Callable[[Any, str], Node | None]:
     """For models that the host may mark as image-to-video."""
     return lambda model, way: node if marked(model) else None
@@ -35,11 +26,6 @@ def channels_of(model: Any) -> tuple[int, int]:
     """The channels of a model's input and output; 0 where the configuration does not say."""
     config = model.model_config.unet_config
     return config.get("in_channels") or 0, config.get("out_channels") or 0
-
-
-def taken_by(kind: References) -> Callable[[Any, str], References]:
-    """For models that always take references in this way."""
-    return lambda model, way: kind
 
 
 def beside_or_concatenated(model: Any, way: str) -> References:

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..sampling import own_node
 from .family import Family, Network, Unmade, marked
 from .node import BOTH, FIRST, NONE, NOTHING, SEEN_REFERENCE, Node, Takes, batch
-from .shared import given_by, nothing_given
 from .times import Times
 
 _BERNINI = "Bernini"
@@ -91,10 +90,6 @@ _SCAIL2 = Takes(
 )
 
 
-def _node(name: str, takes: Takes = NOTHING, *, needed: bool = True) -> dict[str, Any]:
-    return {"given": given_by(_first(name, takes, needed=needed))}
-
-
 FAMILY = Family(
     hosts=("WAN21",),
     name="Wan",
@@ -124,29 +119,31 @@ FAMILY = Family(
         "WAN22": {
             "frame_rate": 24,
             "boundary": None,
-            **_node("Wan22ImageToVideoLatent", needed=False),
+            "given": _first("Wan22ImageToVideoLatent", needed=False),
         },
-        "WAN21_CausalAR": {"given": nothing_given},
-        "WAN21_FlowRVS": {"given": nothing_given},
-        "WAN21_Vace": _node("WanVaceToVideo", _VACE),
+        "WAN21_CausalAR": {"given": None},
+        "WAN21_FlowRVS": {"given": None},
+        "WAN21_Vace": {"given": _first("WanVaceToVideo", _VACE)},
         "WAN21_Camera": {
             "unmade": Unmade("camera_conditions", "WanCameraImageToVideo"),
-            **_node("WanCameraImageToVideo"),
+            "given": _first("WanCameraImageToVideo"),
         },
         "WAN21_HuMo": {
             "frame_rate": 25,
-            **_node("WanHuMoImageToVideo", Takes((), "ref_image", hears=_heard_by_humo)),
+            "given": _first("WanHuMoImageToVideo", Takes((), "ref_image", hears=_heard_by_humo)),
         },
-        "WAN22_S2V": _node(
-            "WanSoundImageToVideo", Takes(("control_video",), "ref_image", hears=_heard_by_s2v)
-        ),
-        "WAN22_Animate": {"frame_rate": 30, **_node("WanAnimateToVideo", _ANIMATE)},
+        "WAN22_S2V": {
+            "given": _first(
+                "WanSoundImageToVideo", Takes(("control_video",), "ref_image", hears=_heard_by_s2v)
+            )
+        },
+        "WAN22_Animate": {"frame_rate": 30, "given": _first("WanAnimateToVideo", _ANIMATE)},
         # It takes neither further references nor masks.
-        "WAN21_SCAIL": _node("WanSCAILToVideo", Takes(("pose_video",), "reference_image")),
-        "WAN21_SCAIL2": _node("WanSCAILToVideo", _SCAIL2),
+        "WAN21_SCAIL": {"given": _first("WanSCAILToVideo", Takes(("pose_video",), "reference_image"))},
+        "WAN21_SCAIL2": {"given": _first("WanSCAILToVideo", _SCAIL2)},
         "WAN22_WanDancer": {
             "frame_rate": 30,
-            **_node("WanDancerVideo", Takes((), SEEN_REFERENCE, music=_music)),
+            "given": _first("WanDancerVideo", Takes((), SEEN_REFERENCE, music=_music)),
         },
     },
 )
