@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -84,7 +85,7 @@ class LayerToWrite:
     def name(self) -> str:
         return self.named.text
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The adapter's layers that the pieces are from, each once."""
         return tuple(dict.fromkeys(piece.layer for piece in self.pieces))

@@ -32,6 +32,8 @@ class Patterns(Generic[T]):
         By PEFT's rule a pattern must match the whole path, or its end after a dot; with `full`, only the
         whole path.
         """
+        if not self._values:
+            return default
         with self._named():
             number = self._expressions.first(path)
         return default if number is None else self._values[number]

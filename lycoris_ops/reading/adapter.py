@@ -21,7 +21,7 @@ from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Shape
-from ..names.dialects import BASE_WEIGHTS, WRITES, Held, is_aside, is_doubled, restated
+from ..names.dialects import BASE_WEIGHTS, WRITES, Held, is_aside, restated
 from ..names.families import Families, families_of_layers, families_said
 from ..names.layer_name import LayerName
 from ..names.network_args import plain_args
@@ -77,6 +77,8 @@ class LayerInfo(NamedTuple):
     """The configuration that the layer follows, which is in its file or beside it; None without one."""
     on_parameter: bool = False
     """Whether the layer is known to be on a single parameter, not on a module, see `peft.parameters`."""
+    doubled: bool = False
+    """Whether the tool that it is from adds its change twice."""
 
     @property
     def name(self) -> str:
@@ -383,7 +385,7 @@ def _told_alpha(info: LayerInfo) -> float | None:
         return None
     path = parameter_of(info.named.path) if info.on_parameter else info.named.path
     alpha = None if info.config is None else info.config.alpha_at(path, info.rank)
-    return 2 * (info.rank if alpha is None else alpha) if is_doubled(info.keys.values()) else alpha
+    return 2 * (info.rank if alpha is None else alpha) if info.doubled else alpha
 
 
 def spoken_in(names: Iterable[LayerName], metadata: Mapping[str, str]) -> str:

@@ -264,7 +264,8 @@ def _describe(
     if enlarges:
         check_enlargement(outline.shape)
     on_parameter = named.text in read.on_parameters
-    return LayerInfo(named, keys, outline, options, enlarges, config, on_parameter)
+    doubled = not read.doubled.isdisjoint(keys.values())
+    return LayerInfo(named, keys, outline, options, enlarges, config, on_parameter, doubled)
 
 
 def _sample(keys: list[str]) -> str:

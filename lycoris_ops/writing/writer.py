@@ -118,10 +118,14 @@ class Writer:
         return layer.alone(planned.shape or self._looked_up.shape_of(planned.sources[0]))
 
     def _source_alpha(self, planned: LayerToWrite) -> float | None:
-        key = self.adapter.info[planned.sources[0]].keys.get(ALPHA)
-        if key is None or len(planned.sources) > 1:
-            return None
-        return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
+        first, *others = planned.sources
+        stored = ALPHA in self.adapter.info[first].keys and not others
+        return self._alphas[first] if stored else None
+
+    @cached_property
+    def _alphas(self) -> dict[str, float | None]:
+        # In one read: a file is opened for each.
+        return self.adapter.alphas()
 
     def configuration(
         self, layers_made: Sequence[Made], metadata: Mapping[str, str | None] | None = None

@@ -256,6 +256,63 @@ def test_a_save_looks_each_name_up_once_and_recognises_the_model_once(tmp_path: 
     assert recognised == 1
 
 
+def own_calls(folder: Path, dialect: str, layers: int) -> int:
+    """The Python calls of the package in one save of a LoRA with so many layers in its own dialect."""
+    names = {
+        f"diffusion_model.blocks.{number}.proj": {**lora((8, 8), 4), "alpha": torch.tensor(2.0)}
+        for number in range(layers)
+    }
+    model: Shapes = {f"{name}.weight": (8, 8) for name in names}
+    source = saved(adapter(folder, names), dialect, model, f"source{layers}")
+    path = folder / (f"out{layers}" if dialect == "peft" else f"out{layers}.safetensors")
+    calls, package = 0, str(Path(lyc.__file__).parent)
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.startswith(package)
+
+    lyc.save_adapter(source, path)
+    sys.setprofile(count)
+    try:
+        lyc.save_adapter(source, path)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize(("dialect", "most"), [("comfy", 368), ("peft", 382)])
+def test_a_save_makes_few_calls_for_each_layer(tmp_path: Path, dialect: str, most: int) -> None:
+    """A save of many layers must not get slower call by call. The bounds are 2 % above the counts."""
+    assert own_calls(tmp_path, dialect, 30) - own_calls(tmp_path, dialect, 10) <= 20 * most
+
+
+@pytest.mark.parametrize("dialect", ["comfy", "kohya", "peft"])
+def test_a_name_is_read_once_and_looked_up_once(tmp_path: Path, dialect: str) -> None:
+    """An adapter is opened and put on a module: its names are taken apart when the file is opened."""
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))})
+    names = [f"diffusion_model.blocks.{number}" for number in range(4)]
+    shapes: Shapes = {f"{name}.weight": (8, 8) for name in names}
+    path = saved(adapter(tmp_path, {name: lora((8, 8), 4) for name in names}), dialect, shapes).path
+    split, looked_up = Counter[str](), Counter[str]()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        name = frame.f_code.co_name
+        if event == "call" and name == "of" and frame.f_code.co_filename.endswith("layer_name.py"):
+            split[frame.f_locals["text"]] += 1
+        if event == "call" and name == "_indexed":
+            looked_up[frame.f_locals["name"].text] += 1
+
+    sys.setprofile(count)
+    try:
+        # With a cache of its own it is opened anew.
+        source = lyc.load_adapter(path, cache=lyc.TensorCache(0))
+        network = lyc.create_lycoris(model, weights=source).apply_to()
+    finally:
+        sys.setprofile(None)
+    assert len(network.members) == 4
+    assert split == looked_up == dict.fromkeys(source.info, 1)
+
+
 def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path) -> None:
     """LoRAs of q, k and v become one LoRA of the fused weight.
 

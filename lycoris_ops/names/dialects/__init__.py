@@ -39,7 +39,6 @@ __all__ = [
     "Write",
     "config_of",
     "is_aside",
-    "is_doubled",
     "opened",
     "own_dialect",
     "restated",
@@ -158,7 +157,6 @@ _OPENED = [dialect.opened for dialect in DIALECTS.values() if dialect.opened]
 _ASIDE = [dialect.aside for dialect in DIALECTS.values() if dialect.aside]
 _CONFIG_OF = [dialect.config_of for dialect in DIALECTS.values() if dialect.config_of]
 _VALUE_OF = [dialect.value_of for dialect in DIALECTS.values() if dialect.value_of]
-_DOUBLED = [dialect.doubled for dialect in DIALECTS.values() if dialect.doubled]
 BASE_WEIGHTS = tuple(dialect.base_weight for dialect in DIALECTS.values() if dialect.base_weight)
 """See `Dialect.base_weight`."""
 _UNREAD = [dialect.unread for dialect in DIALECTS.values() if dialect.unread]
@@ -184,17 +182,15 @@ def config_of(
     """The configuration that a layer follows. See `Dialect.config_of`."""
     if read.config is None and not read.own:
         return None
-    return next((found for one in _CONFIG_OF if (found := one(read, name, algorithm, keys, rank))), None)
+    for config_of_tool in _CONFIG_OF:
+        if config := config_of_tool(read, name, algorithm, keys, rank):
+            return config
+    return None
 
 
 def value_of(read: Opened, name: LayerName, end: str) -> str | None:
     """The suffix of a module's own values in a key without one. See `Dialect.value_of`."""
     return next((found for one in _VALUE_OF if (found := one(read, name, end))), None)
-
-
-def is_doubled(keys: Collection[str]) -> bool:
-    """Whether the change of a layer with these keys is added twice. See `Dialect.doubled`."""
-    return any(one(keys) for one in _DOUBLED)
 
 
 def unread(keys: Collection[str], config: ConfigFile | None = None) -> str | None:

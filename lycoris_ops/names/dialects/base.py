@@ -59,6 +59,8 @@ class Opened:
     """The dialect that its keys together show, see `Dialect.recognises`."""
     on_parameters: frozenset[str] = frozenset()
     """The names of layers that are known to be on parameters, see `peft.parameters`."""
+    doubled: frozenset[str] = frozenset()
+    """The keys of layers whose change the tool adds twice, in training too."""
     own: Mapping[str, Config[Any]] = field(default_factory=dict[str, Config[Any]])
     """The configurations in the file, by the component of a model that each is for; "" is for all of them."""
 
@@ -196,8 +198,6 @@ class Dialect:
     """Whether a key is of training alone, and of no layer, though it begins with the name of one."""
     base_weight: str | None = None
     """The end of the key of a model's own weight, which the tool writes beside a layer."""
-    doubled: Callable[[Collection[str]], bool] | None = None
-    """Whether the tool adds the change of a layer with these keys twice, in training too."""
     config_of: (
         Callable[[Opened, LayerName, type[Layer], Mapping[str, str], int | None], Config[Any] | None] | None
     ) = None

@@ -70,8 +70,6 @@ FACTOR = re.compile(r"\.lora_[ABE](?:\.[^.]+)*$")
 """The end of the key of one of AdaLoRA's three factors."""
 SHARED = "base_model"
 """The name before tensors that all layers share."""
-BASE_LAYER = ".base_layer."
-"""A part of the keys of tensors inside a module that PEFT wrapped."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
 """The name of PEFT's own module around torch's attention. The output layer is adapted inside it."""
 
@@ -118,7 +116,7 @@ def _rename(key: str) -> str:
 def _recognises(keys: Mapping[str, object]) -> bool:
     """Whether keys hold one adapter's name, not PEFT's own `default`, or pass through a PEFT wrapper."""
     names = adapter_names(keys)
-    wrapped = any(WRAPPED.search(key) for key in keys if BASE_LAYER in key)
+    wrapped = any(map(WRAPPED.search, keys))
     # `suffixes` reads keys with `default`; with several adapters nothing says which is meant.
     if len(names) > 1 or (not wrapped and (not names or "default" in names)):
         return False
@@ -158,7 +156,9 @@ def _opened(read: Opened) -> Opened:
         file, on_parameters = parameters_of(file, config.read)
     if config is not None and any(map(has_rows, file.tensors)):
         file = with_rows(file, config.read)
-    return replace(read, file=file, on_parameters=read.on_parameters | on_parameters)
+    # PEFT adds the change of the output layer of torch's attention twice.
+    doubled = frozenset(filter(WRAPPED.search, file.tensors))
+    return replace(read, file=file, on_parameters=on_parameters, doubled=doubled)
 
 
 def _without_pruned(file: TensorFile) -> TensorFile:
@@ -213,11 +213,6 @@ def _value_of(read: Opened, name: LayerName, end: str) -> str | None:
 def _is_own(read: Opened, name: LayerName) -> bool:
     """Whether a layer of this name is certainly PEFT's."""
     return read.dialect is DIALECT or name.dialect == DIALECT.name
-
-
-def _doubled(keys: Collection[str]) -> bool:
-    """PEFT adds the change of the output layer of torch's attention twice."""
-    return any(map(WRAPPED.search, keys))
 
 
 def _regrouped(grouped: Groups) -> Groups:
@@ -292,21 +287,22 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     )
 
 
-def _held(made: Sequence[Encoded]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _held(layers: Sequence[Encoded]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """The names and tensors in the file: experts are joined, and what all layers share is there once.
 
     In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
     `token_adapter`.
     """
-    alone = {one.configured[0] for one in made if one.configured} <= BY_VALUES
-    shared: dict[str, Tensor] = {}
-    for one in made:
-        own = {s: tensor for s, tensor in one.tensors.items() if s not in Vera.table.shared}
-        shared |= {s: tensor for s, tensor in one.tensors.items() if s not in own}
-        if not one.on_parameter:
-            yield one.name, {s if alone else BESIDE.get(s, s): tensor for s, tensor in own.items()}
+    alone = {layer.configured[0] for layer in layers if layer.configured} <= BY_VALUES
+    names, shared = {} if alone else BESIDE, dict[str, Tensor]()
+    for layer in layers:
+        own: dict[str, Tensor] = {}
+        for suffix, tensor in layer.tensors.items():
+            (shared if suffix in Vera.table.shared else own)[names.get(suffix, suffix)] = tensor
+        if not layer.on_parameter:
+            yield layer.name, own
     yield SHARED, shared
-    yield from joined({one.name: one.tensors for one in made if one.on_parameter})
+    yield from joined({layer.name: layer.tensors for layer in layers if layer.on_parameter})
 
 
 DIALECT = Dialect(
@@ -333,7 +329,6 @@ DIALECT = Dialect(
     rename=_rename,
     aside=lambda key: bool(TRAINING_ONLY.search(key)),
     base_weight=".base_layer.weight",
-    doubled=_doubled,
     config_of=_config_of,
     value_of=_value_of,
     regrouped=_regrouped,

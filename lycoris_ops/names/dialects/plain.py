@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -22,11 +20,13 @@ def encode(layer: Layer, asked: Asked) -> Encoded:
     Raises LayerError for the values of a bias, and for an option that neither the tensors nor the metadata of
     a file can hold.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(layer)}
     said = {
         option: value
         for option, value in asked.options.items()
-        if option not in layer.chosen and value != defaults[option] and not _is_told(layer, option)
+        # A dataclass has the default of a field as an attribute of its own.
+        if option not in layer.chosen
+        and value != getattr(type(layer), option)
+        and not _is_told(layer, option)
     }
     for option, value in said.items():
         # LyCORIS reads `sig_type` from the metadata. All others are read from PEFT's configuration only.
