@@ -195,8 +195,8 @@ from .train.sketches import data_changes as data_changes
 from .train.sketches import sketches as sketches
 from .train.trainer import Trainer as Trainer
 from .version import __version__ as __version__
-from .writing.place import check_output as check_output
-from .writing.place import has_folder as has_folder
+from .writing.paths import check_output as check_output
+from .writing.paths import has_folder as has_folder
 from .writing.save import Expected as Expected
 from .writing.save import adapter_tensors as adapter_tensors
 from .writing.save import check_expected as check_expected

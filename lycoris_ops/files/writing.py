@@ -132,7 +132,7 @@ def new_files(
     with system_errors(path, size):
         home = _home(folder, make_folder=make_folder)
         for each in paths:
-            _check_place(each, home)
+            _check_path(each, home)
         check_room(path, size, home=home)
         files: list[BinaryIO] = []
         try:
@@ -148,7 +148,7 @@ def new_files(
                 file.close()
             unfinished_of = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
             with _folder_of(path):
-                _place(unfinished_of, overwrite=overwrite)
+                _give_names(unfinished_of, overwrite=overwrite)
         finally:
             for file in files:
                 # On a full disk, closing tries to write the last bytes again, and fails again.
@@ -179,7 +179,7 @@ def _folder_of(path: Path) -> Generator[None]:
         _sync(folder.parent)
 
 
-def _place(unfinished_of: Mapping[Path, Path], *, overwrite: bool) -> None:
+def _give_names(unfinished_of: Mapping[Path, Path], *, overwrite: bool) -> None:
     """Give files their names. `unfinished_of` maps each new name to the file's present name.
 
     Readers look for the first of several files, and read the others along with it. So an earlier first file
@@ -217,7 +217,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def _take_back(unfinished_of: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
-    """Undo `_place`, however far it got."""
+    """Undo `_give_names`, however far it got."""
     try:
         for path, unfinished in unfinished_of.items():
             # A renamed file has lost its old name, unless the interruption came between link and unlink.
@@ -333,7 +333,7 @@ def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: b
     with system_errors(paths[0]):
         home = _home(paths[0].parent, make_folder=make_folder)
         for each in paths:
-            _check_place(each, home)
+            _check_path(each, home)
 
 
 def _home(folder: Path, *, make_folder: bool) -> Path:
@@ -341,7 +341,7 @@ def _home(folder: Path, *, make_folder: bool) -> Path:
     return folder if folder.is_dir() or not make_folder else folder.parent
 
 
-def _check_place(path: Path, home: Path) -> None:
+def _check_path(path: Path, home: Path) -> None:
     """Raise WriteError unless `path` can be a file in the folder `home`, or in a new folder there."""
     if not home.is_dir():
         raise WriteError("there is no such folder", file=str(path), expected="an existing folder")

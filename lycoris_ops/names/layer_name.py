@@ -29,8 +29,8 @@ class LayerName(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> LayerName:
-        found = BEGINS.match(text)
-        return cls(text, *PREFIXES[found[0]], text[found.end() :]) if found else cls.bare(text)
+        prefix = BEGINS.match(text)
+        return cls(text, *PREFIXES[prefix[0]], text[prefix.end() :]) if prefix else cls.bare(text)
 
     @classmethod
     def bare(cls, text: str) -> LayerName:

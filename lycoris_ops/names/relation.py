@@ -72,7 +72,7 @@ class LookedUp:
 
         file: the adapter's file, for the error. layers: only these, all where None.
         """
-        found: dict[str, Meaning] = {}
+        targets_of: dict[str, Meaning] = {}
         for layer in self.meanings if layers is None else layers:
             rivals = self.meanings.get(layer, ())
             if len(rivals) > 1:
@@ -86,8 +86,8 @@ class LookedUp:
                     hint="The file does not say which one it means. Apply it only to the part of the model "
                     "that it is for: the diffusion model or one text encoder",
                 )
-            found[layer] = rivals[0] if rivals else ()
-        return found
+            targets_of[layer] = rivals[0] if rivals else ()
+        return targets_of
 
     def shape_of(self, layer: str) -> Shape:
         """The shape of the weight that a layer changes; () where it is not known."""
@@ -202,7 +202,7 @@ class Relation:
     def _front(self, candidates: Mapping[LayerName, Candidates]) -> tuple[str, Mapping[str, Candidates]]:
         """The front of the names of a file's layers, which is no part of them, and their meanings without it.
 
-        found: what each whole name means, see `meanings`. Without a front, ("", {}).
+        candidates: what each whole name means, see `meanings`. Without a front, ("", {}).
 
         Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
         `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning

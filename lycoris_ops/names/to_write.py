@@ -114,12 +114,12 @@ def plan_names(
     through: dict[str, Meaning] = {}
     # diffusers reads LoKr under names that depend on the whole file, so even its own names may change.
     kept = {name for name in layers if name not in lokr and _is_kept(looked_up.named[name], dialect)}
-    places_of = looked_up.targets(file, [name for name in layers if name not in kept])
+    meaning_of = looked_up.targets(file, [name for name in layers if name not in kept])
     for name, layer in layers.items():
         said = looked_up.named[name]
         if name in kept:
             planned.append(_as_one(said, name, looked_up))
-        elif (targets := places_of[name]) and relation is not None:
+        elif (targets := meaning_of[name]) and relation is not None:
             _check_fit(file, name, layer, targets, relation.targets)
             through[name] = targets
         else:
@@ -192,15 +192,15 @@ def _another(dialect: str) -> str:
     return f"Write it as {KEPT}, which has the model's own names, or leave the dialect out"
 
 
-def _check_fit(file: str, name: str, layer: Sized, places: Meaning, targets: Targets) -> None:
-    shape = targets.shape_of(*places)
+def _check_fit(file: str, name: str, layer: Sized, meaning: Meaning, targets: Targets) -> None:
+    shape = targets.shape_of(*meaning)
     if shape and layer.shape and not layer.fits(shape):
         raise MatchError(
             "the layer does not fit the model's layer of that name",
             file=file,
             key=name,
             got=layer.made_for,
-            expected=f"{list(shape)} of {places[0].name}",
+            expected=f"{list(shape)} of {meaning[0].name}",
             hint="The adapter was made for another model",
         )
 

@@ -21,7 +21,7 @@ from .config import (
     Wanted,
     WantedRank,
 )
-from .fields import MOST_PARTS, Fields, parsed, table_of, unreadable
+from .fields import MOST_COMPONENTS, Fields, parsed, table_of, unreadable
 from .kinds import KINDS
 from .kinds.ln_tuning import LnTuningConfig
 from .kinds.lora import LoraConfig
@@ -141,12 +141,12 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
         components.setdefault(component, {})[name] = value
     # A component is recognised by its rank, which every configuration of diffusers has.
     tables = {component: table for component, table in components.items() if "r" in table}
-    if not tables or len(tables) > MOST_PARTS:
+    if not tables or len(tables) > MOST_COMPONENTS:
         raise unreadable(
             "it does not say which parts of a model it is for",
             file,
             got=f"{len(tables)} parts with a rank",
-            expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
+            expected=f"r and lora_alpha of 1 to {MOST_COMPONENTS} parts",
         )
     return {
         component: _config(table, file, f"{component}." if component else "")
@@ -154,14 +154,14 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     }
 
 
-def lora_metadata(parts: Mapping[str, Config[Any]]) -> dict[str, Any]:
+def lora_metadata(configs: Mapping[str, Config[Any]]) -> dict[str, Any]:
     """The table from which `read_lora_metadata` reads these configurations."""
-    tables = {part: config.table() for part, config in parts.items()}
+    tables = {component: config.table() for component, config in configs.items()}
     # In diffusers the caller that loads the file decides whether its layers are trained further. It gives
     # every field to PEFT, and releases before 0.18 refuse one that names a version.
     return {
-        f"{part}.{key}" if part else key: value
-        for part, table in tables.items()
+        f"{component}.{key}" if component else key: value
+        for component, table in tables.items()
         for key, value in table.items()
         if key not in ("inference_mode", "peft_version")
     }

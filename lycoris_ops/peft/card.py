@@ -53,5 +53,5 @@ def card_of(layers: Sequence[Layer], configuration: str) -> str:
 
 def quoted(text: str) -> str:
     """A text as a scalar of YAML in quotes. What a reader would refuse or take for a sign is escaped."""
-    escaped = (one if one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
+    escaped = (sign if sign.isprintable() and sign not in '"\\' else f"\\U{ord(sign):08x}" for sign in text)
     return f'"{"".join(escaped)}"'

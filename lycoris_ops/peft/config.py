@@ -40,7 +40,7 @@ BASE_BIAS = "base_layer.bias"
 """PEFT's suffix for the trained bias of an adapted layer. The tensor holds the bias itself, not its
 change."""
 LORA_ONLY = (DIFF_B, DORA, *SPARSE)
-"""Suffixes that PEFT's kinds other than LoRA have no place for. LoRA has one for the DoRA magnitude alone."""
+"""Suffixes that PEFT's kinds other than LoRA do not hold. LoRA holds the DoRA magnitude alone."""
 INFERENCE = {"inference_mode": True}
 """Written in every configuration. It makes PEFT freeze the layers that it loads."""
 
@@ -265,7 +265,7 @@ class Config(ABC, Generic[W]):
         """The tensors of a layer by PEFT's suffixes, and the values that the layer needs in the
         configuration.
 
-        Raises LayerError where PEFT has no place for some part of the layer.
+        Raises LayerError where PEFT does not hold all of the layer.
         """
 
     @classmethod
@@ -417,7 +417,7 @@ def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if suffix := next((suffix for suffix in refused if suffix in tensors), None):
-        raise LayerError(f"has no place for {suffix}", got=suffix)
+        raise LayerError(f"holds no {suffix}", got=suffix)
     return {BASE_BIAS if suffix == SET_BIAS else suffix: tensor for suffix, tensor in tensors.items()}
 
 

@@ -29,10 +29,10 @@ C = TypeVar("C", bound=WantedCore)
 
 
 def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
-    """The tensors of a layer in PEFT's form, with its Tucker core if it has one.
+    """The tensors of a layer in PEFT's format, with its Tucker core if it has one.
 
     PEFT treats a one-dimensional kernel (k,) as (k, 1), so its core gets one more dimension.
-    Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT has no place for.
+    Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT does not hold.
     """
     tensors = plain_tensors(layer, *LORA_ONLY, SET_BIAS)
     if core is None or core.ndim == 4:

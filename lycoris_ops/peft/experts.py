@@ -153,6 +153,8 @@ def joined(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, di
                 )
             ordered = [experts[number] for number in sorted(experts)]
             # With E experts, the columns of one expert are E apart.
-            up = torch.stack([one[UP] for one in ordered], dim=-1).flatten(1)
-            pair = {DOWN: torch.cat([one[DOWN] for one in ordered]), UP: up.contiguous()}
-            yield f"{module}{INNER * depth}", pair
+            up = torch.stack([pair[UP] for pair in ordered], dim=-1).flatten(1)
+            yield (
+                f"{module}{INNER * depth}",
+                {DOWN: torch.cat([pair[DOWN] for pair in ordered]), UP: up.contiguous()},
+            )

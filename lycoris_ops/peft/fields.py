@@ -11,7 +11,7 @@ from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
 from ..files.json_text import parse_json
 
-MOST_PARTS = 64
+MOST_COMPONENTS = 64
 """The most components of a pipeline that one metadata entry may describe. Pipelines have up to five."""
 SHOWN = 80
 """The most characters of a value from a file that an error shows."""

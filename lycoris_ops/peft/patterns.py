@@ -22,7 +22,7 @@ class Patterns(Generic[T]):
 
     def __init__(self, patterns: Mapping[str, T], file: str, field: str, *, full: bool = False) -> None:
         self._values = tuple(patterns.values())
-        self._place = (file, field)
+        self._of = (file, field)
         with self._named():
             self._expressions = Expressions(tuple(patterns), full=full)
 
@@ -43,7 +43,7 @@ class Patterns(Generic[T]):
         try:
             yield
         except ExpressionError as error:
-            file, field = self._place
+            file, field = self._of
             raise unreadable(
                 "its patterns cannot be matched",
                 file,

@@ -250,8 +250,8 @@ class Adapter:
 
         The layers themselves are (O, I) as always. Only a network knows how a weight is stored.
         """
-        told = any(info.config is not None and info.config.fan_in_fan_out for info in self.info.values())
-        return told or TRANSPOSED in self.metadata
+        configs = (info.config for info in self.info.values() if info.config is not None)
+        return TRANSPOSED in self.metadata or any(config.fan_in_fan_out for config in configs)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -331,7 +331,7 @@ class Adapter:
                 with located(file=self.path, key=keys[name]):
                     alphas[name] = number(ALPHA, tensors[keys[name]])
             else:
-                alphas[name] = _told_alpha(info)
+                alphas[name] = _configured_alpha(info)
         return alphas
 
     @property
@@ -370,13 +370,13 @@ class Adapter:
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             return read
-        alpha = _told_alpha(info)
+        alpha = _configured_alpha(info)
         if alpha is not None:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
         return read if info.config is None else info.config.read_tensors(read, info.named.path)
 
 
-def _told_alpha(info: LayerInfo) -> float | None:
+def _configured_alpha(info: LayerInfo) -> float | None:
     """The alpha that a layer has without a tensor of it; None where nothing tells one.
 
     It is doubled, or else the doubled rank, where the tool adds the change twice.

@@ -256,10 +256,10 @@ def _open(path: str) -> TensorFile:
 
 
 def _describe(
-    named: LayerName, outline: Outline, keys: dict[str, str], read: Opened, given: Mapping[str, Any]
+    named: LayerName, outline: Outline, keys: dict[str, str], read: Opened, options_given: Mapping[str, Any]
 ) -> LayerInfo:
     config = config_of(read, named, outline.algorithm, keys, outline.rank)
-    options = _options(outline, named.path, config, given)
+    options = _options(outline, named.path, config, options_given)
     enlarges = RESHAPE in keys or (read.dialect is not None and named.text in read.dialect.enlarged)
     if enlarges:
         check_enlargement(outline.shape)

@@ -21,7 +21,7 @@ from .. import processes
 from ..errors import LycorisError, TrainError, WriteError
 from ..files.writing import system_errors
 from ..messages import number_of
-from ..writing.place import has_folder, place_of
+from ..writing.paths import files_of, has_folder
 from .claims import claimed
 from .history import History
 from .options import STATE
@@ -272,5 +272,5 @@ class Checkpoints:
 
     def _adapter(self, name: str) -> Path:
         path = self.folder / (name if has_folder(self.dialect) else f"{name}.safetensors")
-        place_of(path, self.dialect)
+        files_of(path, self.dialect)
         return path

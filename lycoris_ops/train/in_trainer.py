@@ -12,7 +12,7 @@ import torch
 from .. import processes
 from ..errors import TrainError
 from ..reading.adapter import Adapter
-from ..writing.place import has_folder
+from ..writing.paths import has_folder
 from ..writing.save import save_adapter
 from .extras import required
 from .network import LycorisNetwork

@@ -18,7 +18,7 @@ from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..messages import number_of
 from ..ranks.gradients import Loss
-from ..writing.place import files_of, has_folder
+from ..writing.paths import files_of, has_folder
 from .agreed import check_agreed
 from .checkpoints import Checkpoints, state_to_resume
 from .claims import check_unclaimed

@@ -15,7 +15,7 @@ import torch
 from ..errors import TrainError, unknown_name
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..writing.metadata import check_text
-from ..writing.place import has_folder
+from ..writing.paths import has_folder
 from .sketches import Sketch
 
 AUTOCAST = {

@@ -1,1 +1,1 @@
-"""Write adapters to files, in the dialects that tools read."""
+"""Write adapters to files, in the formats that tools read."""

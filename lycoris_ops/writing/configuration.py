@@ -16,7 +16,7 @@ from ..peft import Config, ConfiguredLayer, ConflictError, Module, config_for, l
 from ..peft.parameters import parameter_of
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]
-"""Layers to write, each with its name and place in the model and with its tensors."""
+"""Layers to write, each with its tensors."""
 
 
 def configuration(

@@ -54,7 +54,7 @@ class Regrouper:
         return layer
 
     def _read(self, name: str) -> Layer:
-        # No dialect has a place for AdaLoRA's third factor, and few read a convolution's factors as matrices.
+        # No dialect holds AdaLoRA's third factor, and few read a convolution's factors as matrices.
         return self._adapter.layer(name, keep=False).plain(self._shape_of(name))
 
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:

@@ -1,4 +1,4 @@
-"""Write an adapter file in the dialect of a tool."""
+"""Write an adapter file in the format of a tool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..names.targets import known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
-from .place import check_output, has_folder
+from .paths import check_output, has_folder
 from .verify import check_written
 from .writer import Made, Writer
 
@@ -143,13 +143,13 @@ def save_adapter(
     folder = has_folder(dialect)
     write = write_of(dialect)
     with located(file=adapter.path):
-        held = write.held([one.encoded for one in layers])
+        held = write.held([layer.encoded for layer in layers])
         keyed = {write.spelled(name, suffix): t for name, tensors in held for suffix, t in tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     contents = [configuration.encode()] if configuration and folder else []
-    # `outs` has a third place only where a card is to be written.
+    # `outs` has a third path only where a card is to be written.
     if configuration and write.card and len(outs) > 2:
-        contents.append(write.card([one.layer for one in layers], configuration).encode())
+        contents.append(write.card([layer.layer for layer in layers], configuration).encode())
     text = metadata_for(adapter, dialect, dtype, layers, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
@@ -187,7 +187,7 @@ def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     write = write_of(dialect)
     if write.in_comfy:
         return (write.in_comfy,)
-    # Layers that share tensors are written as another kind where a file has no place for these.
+    # Layers that share tensors are written as another kind where a file does not hold these.
     own = (layer for layer in layers if write.shares or not isinstance(layer, Sharing))
     faults = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in own)
     return tuple(
@@ -225,7 +225,7 @@ def check_expected(
     name: str,
     model: Mapping[str, Shape] | Collection[str] | None = None,
 ) -> None:
-    """Raise LayerError or MatchError, before layers are made, where a dialect has no name or place for them.
+    """Raise LayerError or MatchError, before layers are made, where a dialect cannot name or hold one.
 
     `name` is the adapter's name in errors, and `model` is as in `save_adapter`. Facts that depend on a
     layer's values, such as whether a norm changes at all, are not known yet.
@@ -262,7 +262,7 @@ def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[st
         kept += bundled
     elif bundled and not drop:
         raise LayerError(
-            f"{dialect} has no place for embeddings",
+            f"{dialect} holds no embeddings",
             file=adapter.path,
             key=bundled[0],
             got=f"{len(bundled)} keys of the embeddings {', '.join(adapter.embeddings)}",

@@ -98,21 +98,18 @@ class Writer:
             raise self._not_held(planned, error, problem) from error
         try:
             layer = self._complete(planned, layer, self.dialect)
-        except LayerError as error:
-            raise self._not_held(planned, error) from error
-        if self.dtype is not None:
-            layer = layer.with_shared(self._cast) if isinstance(layer, Sharing) else layer
-            layer = cast_layer(
-                layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
-            )
-        try:
+            if self.dtype is not None:
+                layer = layer.with_shared(self._cast) if isinstance(layer, Sharing) else layer
+                layer = cast_layer(
+                    layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
+                )
             encoded = self._encoded(planned, layer, self.dialect)
         except LayerError as error:
             raise self._not_held(planned, error) from error
         return Made(planned, layer, encoded, self._source_alpha(planned))
 
     def _complete(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Layer:
-        """The layer without tensors that it shares with others, where the dialect has no place for these."""
+        """The layer without tensors that it shares with others, where the dialect does not hold these."""
         if not isinstance(layer, Sharing) or write_of(dialect).shares:
             return layer
         return layer.alone(planned.shape or self._looked_up.shape_of(planned.sources[0]))
@@ -189,9 +186,11 @@ class Writer:
             sharing = {name for name, info in self.adapter.info.items() if info.algorithm.table.shared}
             if write_of(dialect).shares and tried & sharing:
                 tried |= sharing
-            met = [other for other in planned if not tried.isdisjoint(other.sources)]
-            made = [self._complete(one, self._regrouper.make(one), dialect) for one in met]
-            encoded = [(one, self._encoded(one, each, dialect)) for one, each in zip(met, made, strict=True)]
+            encoded: list[tuple[LayerToWrite, Encoded]] = []
+            for other in planned:
+                if not tried.isdisjoint(other.sources):
+                    layer = self._complete(other, self._regrouper.make(other), dialect)
+                    encoded.append((other, self._encoded(other, layer, dialect)))
             configuration(dialect, encoded, self._looked_up.relation)
         except LycorisError as error:
             return error

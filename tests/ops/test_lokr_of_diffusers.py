@@ -314,7 +314,7 @@ OTHER = replace(
             },
             r"diffusers fuses or splits.*lokr",
         ),
-        (Z_IMAGE, {"layers.0.attention.out": DORA}, "diffusers has no place for dora_scale"),
+        (Z_IMAGE, {"layers.0.attention.out": DORA}, "diffusers holds no dora_scale"),
         (
             Z_IMAGE,
             {"layers.0.attention.out": LOW, "context_refiner.0.attention.out": LORA},

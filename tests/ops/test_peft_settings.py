@@ -126,7 +126,7 @@ def test_a_start_is_kept_where_it_can_be_written_and_refused_elsewhere(tmp_path:
     assert json.loads((tmp_path / "again" / CONFIG).read_text())["init_lora_weights"] == "olora"
     assert_same(applied(lyc.load_adapter(written.path), before), after, 64 * EPS32)
     known = {"diffusion_model.tall.weight": (36, 20)}
-    with pytest.raises(lyc.LayerError, match=r"no place for start.*written as peft"):
+    with pytest.raises(lyc.LayerError, match=r"holds no start.*written as peft"):
         lyc.save_adapter(adapter, tmp_path / "no.safetensors", "kohya", model=known)
     with pytest.raises(lyc.LayerError, match="OLoRA only at a scale of 1"):
         WRITES["diffusers"].tensors(adapter.layer(f"{ROOT}tall"), Asked("unet.tall"))

@@ -308,7 +308,7 @@ def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
 
 
 def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) -> None:
-    """Other dialects have no place for these options, and the error names PEFT."""
+    """Other dialects hold none of these options, and the error names PEFT."""
     config = {
         "peft_type": "OFT",
         "r": 0,
@@ -318,7 +318,7 @@ def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) ->
         "eps": 0.5,
     }
     adapter = configured(tmp_path / "oft", {f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}, config)
-    with pytest.raises(lyc.LayerError, match=r"kohya has no place for terms.*written as peft"):
+    with pytest.raises(lyc.LayerError, match=r"kohya holds no terms.*written as peft"):
         saved(adapter, tmp_path, "kohya", model=model())
     after = saved(adapter, tmp_path, "peft").layers[NAMES["peft"]]
     assert (after.terms, after.constraint, after.last) == (7, 0.5, 2)  # type: ignore[attr-defined]
@@ -535,7 +535,7 @@ def test_embeddings_go_along_where_there_is_a_place_for_them(tmp_path: Path) -> 
     for dialect in ("kohya", "comfy", "lycoris"):
         found = saved(adapter, tmp_path, dialect, model=model(), drop_unread=dialect != "kohya")
         assert found.embeddings == ("word",)
-    with pytest.raises(lyc.LayerError, match=r"diffusers has no place for embeddings.*word.*kohya"):
+    with pytest.raises(lyc.LayerError, match=r"diffusers holds no embeddings.*word.*kohya"):
         saved(adapter, tmp_path, "diffusers", model=model())
     assert not saved(adapter, tmp_path, "diffusers", model=model(), drop_unread=True).embeddings
 

@@ -1,4 +1,4 @@
-"""The dialects of adapter files: how each tool writes names and tensors of layers.
+"""The dialects of adapter files: how each tool spells names, and its format of a layer's tensors.
 
 A module in this folder that defines DIALECT registers it. A dialect with a `write` can be written.
 """
@@ -50,15 +50,15 @@ __all__ = [
 
 
 def _discover() -> dict[str, Dialect]:
-    found: dict[str, Dialect] = {}
+    dialects: dict[str, Dialect] = {}
     for module in discover(__name__):
         dialect = getattr(module, "DIALECT", None)
         if dialect is None:
             continue
-        if dialect.name in found:
+        if dialect.name in dialects:
             raise TypeError(f"two modules register the dialect {dialect.name!r}")
-        found[dialect.name] = dialect
-    return found
+        dialects[dialect.name] = dialect
+    return dialects
 
 
 DIALECTS: dict[str, Dialect] = _discover()
@@ -134,11 +134,11 @@ def _by_end() -> dict[str, list[tuple[str, str]]]:
 
     The longest come first, because the longest one that fits a key is meant.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_end: dict[str, list[tuple[str, str]]] = {}
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         end = ".".join(("", *suffix.split(".")[-2:]))
-        found.setdefault(end, []).append((f".{suffix}", _SUFFIXES[suffix]))
-    return found
+        by_end.setdefault(end, []).append((f".{suffix}", _SUFFIXES[suffix]))
+    return by_end
 
 
 _BY_END = _by_end()
@@ -150,7 +150,7 @@ PREFIXES = {
 
 def _recognised(keys: Mapping[str, object]) -> Dialect | None:
     known = DIALECTS.values()
-    return next((one for one in known if one.recognises and one.recognises(keys)), None)
+    return next((dialect for dialect in known if dialect.recognises and dialect.recognises(keys)), None)
 
 
 _OPENED = [dialect.opened for dialect in DIALECTS.values() if dialect.opened]
@@ -166,8 +166,8 @@ _RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restat
 def opened(file: TensorFile, config: ConfigFile | None) -> Opened:
     """A file with the tensors that the algorithms define, whichever tool wrote it. See `Dialect.opened`."""
     read = Opened(file, config, _recognised(file.tensors))
-    for one in _OPENED:
-        read = one(read)
+    for opened_by in _OPENED:
+        read = opened_by(read)
     return read
 
 
@@ -182,28 +182,28 @@ def config_of(
     """The configuration that a layer follows. See `Dialect.config_of`."""
     if read.config is None and not read.own:
         return None
-    for config_of_tool in _CONFIG_OF:
-        if config := config_of_tool(read, name, algorithm, keys, rank):
+    for config_by in _CONFIG_OF:
+        if config := config_by(read, name, algorithm, keys, rank):
             return config
     return None
 
 
 def value_of(read: Opened, name: LayerName, end: str) -> str | None:
     """The suffix of a module's own values in a key without one. See `Dialect.value_of`."""
-    return next((found for one in _VALUE_OF if (found := one(read, name, end))), None)
+    return next((suffix for suffix_by in _VALUE_OF if (suffix := suffix_by(read, name, end))), None)
 
 
 def unread(keys: Collection[str], config: ConfigFile | None = None) -> str | None:
     """What tensors are that a tool writes and nothing reads. See `Dialect.unread`."""
-    return next((words for one in _UNREAD if (words := one(keys, config))), None)
+    return next((words for words_by in _UNREAD if (words := words_by(keys, config))), None)
 
 
 def restated(held: Held) -> dict[str, Tensor]:
     """A layer's tensors in the algorithm's form, whichever tool wrote them."""
-    found = dict(held.tensors)
-    for one in _RESTATED:
-        found |= one(held)
-    return found
+    tensors = dict(held.tensors)
+    for restated_by in _RESTATED:
+        tensors |= restated_by(held)
+    return tensors
 
 
 def split_key(key: str) -> tuple[str, str] | None:

@@ -156,8 +156,8 @@ class Write:
     configuration: Literal["beside", "within"] | None = None
     """Where the configuration of the layers is written: to a file beside the layers' file, or into its
     metadata."""
-    held: Callable[[Sequence[Encoded]], Iterable[tuple[str, Mapping[str, Tensor]]]] = lambda made: (
-        (one.name, one.tensors) for one in made
+    held: Callable[[Sequence[Encoded]], Iterable[tuple[str, Mapping[str, Tensor]]]] = lambda layers: (
+        (layer.name, layer.tensors) for layer in layers
     )
     """The names and tensors that a file with these layers holds. Raises LayerError where it cannot."""
     card: Callable[[Sequence[Layer], str], str] | None = None
@@ -175,7 +175,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Dialect:
-    """One tool's names of layers, and its form of their tensors."""
+    """The format of one tool's adapters: how it spells names, and which tensors they have."""
 
     name: str
     prefixes: tuple[Prefix, ...]

@@ -55,10 +55,10 @@ def _opened(read: Opened) -> Opened:
                 got=f"{shape[0]} rows",
                 expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
             )
-    return replace(read, file=DerivedFile(file, file.tensors, {key: (key, _by_part) for key in ups}))
+    return replace(read, file=DerivedFile(file, file.tensors, {key: (key, _by_projection) for key in ups}))
 
 
-def _by_part(up: Tensor) -> Tensor:
+def _by_projection(up: Tensor) -> Tensor:
     """Rows [head 0: q k v, head 1: q k v, ...] as [all of q; all of k; all of v]."""
     return up.reshape(-1, 3, HEAD, *up.shape[1:]).transpose(0, 1).reshape(up.shape)
 

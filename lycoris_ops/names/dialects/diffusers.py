@@ -91,7 +91,7 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
     if EMBEDDING_UP in tensors:
         raise LayerError("holds no LoRA of an embedding", got=EMBEDDING_UP)
     if BASE_BIAS in tensors:
-        raise LayerError("has no place for the values of a bias", got=BASE_BIAS)
+        raise LayerError("holds no values of a bias", got=BASE_BIAS)
     assert isinstance(layer, Lora) and layer.lora_up is not None and layer.lora_down is not None
     rank = int(layer.lora_up.shape[1])
     factor = scale(layer.alpha, rank)

@@ -1,4 +1,4 @@
-"""The standalone form of the lycoris-lora package, used by SimpleTuner too."""
+"""The standalone format of the lycoris-lora package, used by SimpleTuner too."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ BY_VALUES = frozenset({ln_tuning.LnTuningConfig, tokens.TrainableTokensConfig})
 BESIDE = {**ln_tuning.BESIDE, **tokens.BESIDE}
 """The suffixes in a file with other kinds, by the suffixes of the same tensors in a file of these alone."""
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
-"""Ends of keys that show a layer in PEFT's form, whatever its prefix."""
+"""Ends of keys that show a layer in PEFT's format, whatever its prefix."""
 
 MODULES = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R", "ln_tuning_layers")
 """Modules of PEFT's layers. In keys, their tensors' names come after the adapter's name."""
@@ -104,12 +104,12 @@ def adapter_names(keys: Iterable[str]) -> set[str]:
     """The adapters' names in the keys of a live model's state dict; none in a file of `save_pretrained`."""
     # Most files have none of these words, and a look-up takes less time than a search.
     likely = [key for key in keys if not NAMEABLE.isdisjoint(key.rsplit(".", 3))]
-    return {found[2] for found in map(_with_name, likely) if found}
+    return {match[2] for match in map(_with_name, likely) if match}
 
 
 def _rename(key: str) -> str:
-    found = _with_name(key)
-    bare = f"{key[: found.start()]}{found[1]}{found[3] or ''}" if found else key
+    match = _with_name(key)
+    bare = f"{key[: match.start()]}{match[1]}{match[3] or ''}" if match else key
     return WRAPPED.sub(".", bare)
 
 
@@ -262,7 +262,7 @@ def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
 
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
-    """A layer in PEFT's form, with the configuration that its classes need and that holds the scale."""
+    """A layer in PEFT's format, with the configuration that its classes need and that holds the scale."""
     rows = isinstance(layer, Full) and layer.set_rows is not None
     kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:

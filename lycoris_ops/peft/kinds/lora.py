@@ -231,7 +231,7 @@ def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float, start: Start | N
 def named_tensors(layer: Layer) -> dict[str, Tensor]:
     """The tensors of a LoRA layer by PEFT's suffixes, without alpha.
 
-    Raises LayerError for a layer of another kind, and for tensors that PEFT has no place for.
+    Raises LayerError for a layer of another kind, and for tensors that PEFT does not hold.
     """
     if not isinstance(layer, Lora):
         raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)

@@ -1,4 +1,4 @@
-"""Where an adapter is written: to a file, or with its configuration to a folder of its own."""
+"""The paths to write an adapter to: a file, or a folder of its own with a configuration."""
 
 from __future__ import annotations
 
@@ -20,18 +20,6 @@ def has_folder(dialect: str) -> bool:
     return write_of(dialect).configuration == "beside"
 
 
-def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
-    """The file to write for a path that a user gave. With `has_folder` the path may be that folder.
-
-    Raises WriteError for a name that readers would not find or not accept.
-    """
-    if not has_folder(dialect):
-        return safetensors_path(path)
-    path_to_write = check_name(path)
-    with system_errors(path_to_write):
-        return _in_folder(path_to_write, dialect)
-
-
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
     """The files to write for a path that a user gave: the adapter's, and those beside it in its folder.
 
@@ -44,14 +32,19 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
-    """The file of `place_of`, and in a folder that of its configuration, and of its card where there is none.
+    """The file to write for a path that a user gave, and in a folder that of its configuration, and of its
+    card where there is none. With `has_folder` the path may be that folder.
 
     They are replaced together, or not at all: a configuration is wrong for other weights. A card is never
     replaced: it may be the user's own.
+
+    Raises WriteError for a name that readers would not find or not accept.
     """
-    out = place_of(path, dialect)
     if not has_folder(dialect):
-        return [out]
+        return [safetensors_path(path)]
+    out = check_name(path)
+    with system_errors(out):
+        out = _in_folder(out, dialect)
     card = out.with_name(CARD)
     carded = write_of(dialect).card is not None and not os.path.lexists(card)
     return [out, out.with_name(CONFIG_NAME), *([card] if carded else [])]
