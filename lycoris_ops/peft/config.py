@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
+R = TypeVar("R", bound="WantedRank")
 PREFIX = "base_model.model."
 """The prefix that PEFT itself writes. A module's path follows; for image models, the path in diffusers'
 model."""
@@ -180,9 +181,9 @@ class Config(ABC, Generic[W]):
     # What a configuration says of layers that are read.
 
     @classmethod
-    @abstractmethod
     def read(cls, fields: Fields) -> Self:
         """A configuration from a JSON table. Raises FileFormatError where a field cannot be followed."""
+        return cls(path=fields.file)
 
     @classmethod
     def check(cls, fields: Fields) -> None:
@@ -269,12 +270,12 @@ class Config(ABC, Generic[W]):
         """
 
     @classmethod
-    @abstractmethod
     def of(cls, members: Sequence[ConfiguredLayer[W]], module: Module) -> Self:
         """The configuration from which PEFT builds these layers of a module.
 
         Raises ConflictError where no configuration of this kind gives exactly these layers.
         """
+        return cls(target_modules=module.targets([member.path for member in members]))
 
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
@@ -312,22 +313,26 @@ class BiasedConfig(Config[W]):
 
     bias: str = "none"
 
+    @classmethod
+    def read(cls, fields: Fields) -> Self:
+        return replace(super().read(fields), bias=fields.text("bias", "none"))
+
     @property
     def sets_biases(self) -> bool:
         return self.bias == "all"
 
     def with_biases(self, members: Sequence[ConfiguredLayer[Any]]) -> Self:
-        return dataclasses.replace(self, bias="all")
+        return replace(self, bias="all")
 
     @classmethod
-    def bias_of(cls, members: Sequence[ConfiguredLayer[Any]]) -> str:
-        """The value of `bias` for these layers: "none" where none of them sets its bias."""
+    def of(cls, members: Sequence[ConfiguredLayer[W]], module: Module) -> Self:
         some = any(member.wanted.set_bias for member in members)
-        return f"{cls.peft_type.lower()}_only" if some else "none"
+        bias = f"{cls.peft_type.lower()}_only" if some else "none"
+        return replace(super().of(members, module), bias=bias)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankedConfig(Config[W]):
+class RankedConfig(Config[R]):
     """A configuration of a kind with ranks: scale = alpha / r, where both may differ from layer to layer.
 
     `r` and `alpha` hold for every layer whose path matches no key of `rank_pattern` and `alpha_pattern`. The
@@ -365,6 +370,20 @@ class RankedConfig(Config[W]):
     def _alphas(self) -> patterns.Patterns[float]:
         return patterns.Patterns(self.alpha_pattern, self.path, "alpha_pattern")
 
+    @classmethod
+    def of(cls, members: Sequence[ConfiguredLayer[R]], module: Module) -> Self:
+        # The most common rank and alpha are the defaults. Other layers get patterns of their own.
+        ranks = {member.path: member.wanted.r for member in members}
+        alphas = {member.path: member.wanted.alpha for member in members}
+        rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+        return cls(
+            target_modules=module.targets(ranks),
+            r=int(rank),
+            alpha=float(alpha),
+            rank_pattern={patterns.alone(path): value for path, value in ranks.items() if value != rank},
+            alpha_pattern={patterns.alone(path): value for path, value in alphas.items() if value != alpha},
+        )
+
     def rank_at(self, path: str) -> int:
         return self._ranks.at(path, self.r)
 
@@ -376,23 +395,6 @@ class RankedConfig(Config[W]):
         alpha = table.pop("alpha")
         by_layer = {key: _number(value) for key, value in self.alpha_pattern.items()}
         return {**table, self.alpha_name: _number(alpha), "alpha_pattern": by_layer}
-
-
-def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[str, Any]:
-    """The fields of a `RankedConfig` for these layers.
-
-    The most common rank and alpha are the defaults. Other layers get patterns of their own.
-    """
-    ranks = {member.path: int(member.wanted.r) for member in members}
-    alphas = {member.path: float(member.wanted.alpha) for member in members}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return {
-        "target_modules": module.targets(ranks),
-        "r": rank,
-        "alpha": alpha,
-        "rank_pattern": {patterns.alone(path): value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {patterns.alone(path): value for path, value in alphas.items() if value != alpha},
-    }
 
 
 def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callable[[W], T]) -> T:

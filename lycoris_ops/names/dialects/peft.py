@@ -19,7 +19,7 @@ from ...errors import LayerError
 from ...files.tensor_file import DerivedFile, TensorFile
 from ...peft import CONFIG_NAME, Config, ConfigFile, kind_of
 from ...peft.card import card_of
-from ...peft.config import PREFIX
+from ...peft.config import BASE_BIAS, PREFIX
 from ...peft.experts import joined, parameters_of
 from ...peft.kinds import ln_tuning
 from ...peft.kinds import trainable_tokens as tokens
@@ -271,7 +271,8 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     if asked.biased:
         kind.check_bias(layer)
     tensors, wanted = kind.encoded(layer)
-    wanted = replace(wanted, weight=asked.weight)
+    set_bias = wanted.set_bias or BASE_BIAS in tensors
+    wanted = replace(wanted, weight=asked.weight, set_bias=set_bias)
     if asked.on_parameter and tensors.keys() != {DOWN, UP}:
         raise LayerError(
             "holds only plain LoRA for experts and routers, and for layers with their names",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -23,7 +23,6 @@ from ..config import (
     common,
     plain_tensors,
 )
-from ..fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +38,8 @@ class WantedBoft(Wanted):
 
 @dataclass(frozen=True, kw_only=True)
 class BoftConfig(BiasedConfig[WantedBoft]):
-    """A configuration of BOFT layers. It states the size of a block and the number of butterfly factors."""
+    """It states the size of a block and the number of butterfly factors. In a file that is read they follow
+    from the shapes of the tensors."""
 
     peft_type: ClassVar[str] = "BOFT"
     algorithm: ClassVar[type[Layer]] = BoftPeft
@@ -50,11 +50,6 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     boft_block_num: int = 0
     """The number of blocks, 0 where their size is given instead."""
     boft_n_butterfly_factor: int = 1
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        # Both numbers follow from the shapes of the tensors.
-        return cls(path=fields.file, bias=fields.text("bias", "none"))
 
     @classmethod
     def check_weight(cls, weight: Shape) -> None:
@@ -69,15 +64,12 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
         assert isinstance(layer, BoftPeft)
         block, stages = layer.rank or 1, layer.boft_r.shape[0]
-        return plain_tensors(layer, *LORA_ONLY), WantedBoft(
-            block=block, stages=stages, set_bias=layer.set_bias is not None
-        )
+        return plain_tensors(layer, *LORA_ONLY), WantedBoft(block=block, stages=stages)
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedBoft]], module: Module) -> Self:
-        return cls(
-            target_modules=module.targets([member.path for member in members]),
-            bias=cls.bias_of(members),
+        return replace(
+            super().of(members, module),
             boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
             boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,11 +11,7 @@ from ...algorithms import Layer
 from ...algorithms.axes import SET_BIAS
 from ...algorithms.full import SET, Full
 from ...errors import LayerError
-from ..config import Config, ConfiguredLayer, Module, Wanted
-from ..fields import Fields
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ..config import Config, Wanted
 
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
 """PEFT's suffix for each of our suffixes of whole values."""
@@ -34,17 +29,9 @@ class LnTuningConfig(Config[Wanted]):
     algorithm: ClassVar[type[Layer]] = Full
 
     @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(path=fields.file)
-
-    @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], Wanted]:
         tensors = layer.dump()
         if not tensors.keys() <= SUFFIXES.keys():
             raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
         wanted = Wanted(set_bias=SET not in tensors)
         return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, wanted
-
-    @classmethod
-    def of(cls, members: Sequence[ConfiguredLayer[Wanted]], module: Module) -> Self:
-        return cls(target_modules=module.targets([member.path for member in members]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.base import alpha_of
 from ...algorithms.loha import Loha
-from ..config import ConfiguredLayer, Module, RankedConfig, ranks_of
+from ..config import ConfiguredLayer, Module, RankedConfig
 from ..cores import WantedCore, common_core, with_core
 
 if TYPE_CHECKING:
@@ -39,4 +39,4 @@ class LohaConfig(RankedConfig[WantedCore]):
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedCore]], module: Module) -> Self:
-        return cls(**ranks_of(members, module), use_effective_conv2d=common_core(members, module))
+        return replace(super().of(members, module), use_effective_conv2d=common_core(members, module))

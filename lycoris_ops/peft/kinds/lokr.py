@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from ...algorithms.base import alpha_of
 from ...algorithms.lokr import W1, W2, Lokr
 from ...errors import LayerError
 from ...maths.shapes import Shape, factorization
-from ..config import ConfiguredLayer, ConflictError, Module, RankedConfig, ranks_of
+from ..config import ConfiguredLayer, ConflictError, Module, RankedConfig
 from ..cores import WantedCore, common_core, with_core
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ class LokrConfig(RankedConfig[WantedLokr]):
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedLokr]], module: Module) -> Self:
         both, factor = _cut(members)
-        return cls(
-            **ranks_of(members, module),
+        return replace(
+            super().of(members, module),
             use_effective_conv2d=common_core(members, module),
             decompose_both=both,
             decompose_factor=factor,

@@ -17,7 +17,6 @@ from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, U
 from ...errors import LayerError
 from ...maths.shapes import Shape
 from ..config import (
-    BASE_BIAS,
     BiasedConfig,
     ConfiguredLayer,
     ConflictError,
@@ -27,7 +26,6 @@ from ..config import (
     WantedRank,
     common,
     plain_tensors,
-    ranks_of,
 )
 from ..fields import Fields
 
@@ -114,7 +112,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             super().read(fields),
             use_rslora=fields.flag("use_rslora", False),
             init_lora_weights=_start(fields),
-            bias=fields.text("bias", "none"),
             fan_in_fan_out=fields.flag("fan_in_fan_out", False),
             target_parameters=tuple(fields.texts("target_parameters")),
         )
@@ -146,11 +143,11 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     def of(cls, members: Sequence[ConfiguredLayer[WantedLora]], module: Module) -> Self:
         members, parameters = _by_parameter(members)
         own = [member.path for member in members if member.path not in parameters]
-        ranks = ranks_of(members, module)
+        config = super().of(members, module)
         if parameters:
-            ranks["target_modules"] = module.targets(own) if own else []
-        return cls(
-            **ranks,
+            config = replace(config, target_modules=module.targets(own) if own else [])
+        return replace(
+            config,
             target_parameters=parameters,
             lora_bias=common(
                 members, "lora_B.bias in every layer, or in none", lambda wanted: wanted.lora_bias
@@ -158,7 +155,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             use_dora=common(members, "DoRA in every layer, or in none", lambda wanted: wanted.use_dora),
             init_lora_weights=common(members, "one start for all layers", lambda wanted: wanted.start)
             or True,
-            bias=cls.bias_of(members),
         )
 
     def table(self) -> dict[str, Any]:
@@ -224,7 +220,6 @@ def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float, start: Start | N
         use_dora=SUFFIXES[DORA] in tensors,
         lora_bias=BIAS in tensors,
         start=start,
-        set_bias=BASE_BIAS in tensors,
     )
 
 

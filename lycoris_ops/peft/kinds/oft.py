@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -76,8 +76,8 @@ class OftConfig(BiasedConfig[WantedOft]):
     @classmethod
     def read(cls, fields: Fields) -> Self:
         coft, series = fields.flag("coft", False), fields.flag("use_cayley_neumann", True)
-        return cls(
-            path=fields.file,
+        return replace(
+            super().read(fields),
             coft=coft,
             # Without `coft` it has no effect, so no value is an error.
             eps=fields.number("eps", EPS, low=SMALLEST) if coft else EPS,
@@ -89,7 +89,6 @@ class OftConfig(BiasedConfig[WantedOft]):
             if series
             else TERMS,
             peft_version=".".join(map(str, release(fields))),
-            bias=fields.text("bias", "none"),
         )
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -120,18 +119,15 @@ class OftConfig(BiasedConfig[WantedOft]):
             raise LayerError("holds no scaled OFT", got=SCALED)
         rotation = (layer.terms, layer.last, layer.constraint)
         block, blocks = layer.rank or 1, layer.oft_r.shape[0]
-        return plain_tensors(layer, *LORA_ONLY), WantedOft(
-            block=block, blocks=blocks, rotation=rotation, set_bias=layer.set_bias is not None
-        )
+        return plain_tensors(layer, *LORA_ONLY), WantedOft(block=block, blocks=blocks, rotation=rotation)
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedOft]], module: Module) -> Self:
         block = common(members, "one size of block", lambda wanted: wanted.block)
         terms, last, constraint = common(members, "one series in every layer", lambda wanted: wanted.rotation)
-        return cls(
-            target_modules=module.targets([member.path for member in members]),
+        return replace(
+            super().of(members, module),
             oft_block_size=block,
-            bias=cls.bias_of(members),
             block_share=all(member.wanted.blocks == 1 for member in members),
             coft=constraint is not None,
             eps=EPS if constraint is None else constraint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -56,8 +56,8 @@ class TrainableTokensConfig(Config[WantedRows]):
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedRows]], module: Module) -> Self:
-        return cls(
-            target_modules=module.targets([member.path for member in members]),
+        return replace(
+            super().of(members, module),
             token_indices=common(members, "the same rows in every layer", lambda wanted: wanted.rows),
         )
 

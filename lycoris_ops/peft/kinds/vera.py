@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -45,11 +45,7 @@ class VeraConfig(BiasedConfig[WantedVera]):
     @classmethod
     def read(cls, fields: Fields) -> Self:
         # The rank follows from the shapes of the tensors.
-        return cls(
-            path=fields.file,
-            bias=fields.text("bias", "none"),
-            fan_in_fan_out=fields.flag("fan_in_fan_out", False),
-        )
+        return replace(super().read(fields), fan_in_fan_out=fields.flag("fan_in_fan_out", False))
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedVera]:
@@ -57,7 +53,6 @@ class VeraConfig(BiasedConfig[WantedVera]):
         return plain_tensors(layer, *LORA_ONLY), WantedVera(
             outputs=len(layer.vera_lambda_b),
             projections=(layer.vera_b, layer.vera_a),
-            set_bias=layer.set_bias is not None,
         )
 
     @classmethod
@@ -67,24 +62,23 @@ class VeraConfig(BiasedConfig[WantedVera]):
             if not all(map(_same, (b, a), member.wanted.projections)):
                 raise ConflictError(f"needs the same {A} and {B} in all layers", member, "other values")
         sides = [(member.wanted.outputs, *member.wanted.weight[1:]) for member in members]
-        for name, found, most in (
+        for name, size, most in (
             (B, len(b), max(side[0] for side in sides)),
             (A, a.shape[1], max(side[1] if len(side) > 1 else a.shape[1] for side in sides)),
         ):
-            if found != most:
+            if size != most:
                 raise ConflictError(
                     f"needs {name} for {most} {'outputs' if name == B else 'inputs'}, the most that one of "
                     "these layers has",
                     members[0],
-                    str(found),
+                    str(size),
                 )
-        return cls(
-            target_modules=module.targets([member.path for member in members]),
-            bias=cls.bias_of(members),
+        return replace(
+            super().of(members, module),
             r=len(a),
             projection_prng_key=zlib.crc32(a.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()),
         )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or torch.equal(one, other)
+def _same(first: Tensor, other: Tensor) -> bool:
+    return first is other or torch.equal(first, other)
