@@ -183,8 +183,8 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
         # PEFT saves the modules that are tied to these too, and no field names them: "" ends every path.
         named = (*named, "")
     # Other fields may exclude some of the layers that this one names.
-    listed: Any = None if any(map(fields.given.get, SELECTING)) else fields.given.get("target_modules")
-    purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}
+    listed: Any = None if any(map(fields.stated.get, SELECTING)) else fields.stated.get("target_modules")
+    purpose = {key: value for key in PURPOSE if isinstance(value := fields.stated.get(key), str)}
     config = kind.read(fields)
     return replace(
         config,

@@ -195,7 +195,7 @@ class Config(ABC, Generic[W]):
         """
         known = cls.without_effect.union(each.name for each in dataclasses.fields(cls))
         newer = release(fields) > KNOWN_RELEASE
-        for name, value in fields.given.items():
+        for name, value in fields.stated.items():
             if name in cls.refused:
                 refusal = cls.refused[name]
                 if refusal.matters(value):

@@ -80,7 +80,7 @@ class Fields:
         return self._table.get(name) is not None
 
     @property
-    def given(self) -> Mapping[str, Any]:
+    def stated(self) -> Mapping[str, Any]:
         """All fields that are not null, with unchecked values."""
         return {name: value for name, value in self._table.items() if value is not None}
 

@@ -13,7 +13,7 @@ import torch
 from oracle import EPS32, EPS64, fill, layer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from written import patched
+from written import patched, read
 
 import lycoris_ops as lyc
 from lycoris_ops.names.dialects import WRITES, Asked
@@ -500,3 +500,10 @@ def test_kasa_is_named_and_what_only_training_needs_is_left(tmp_path: Path) -> N
     tensors = load_file(path)
     save_file({**tensors, f"{ROOT}x.q.lora_diag": torch.ones(4)}, path)
     assert lyc.load_adapter(path).unreadable[f"{ROOT}x.q"].startswith("KaSA, ")
+
+
+def test_factors_of_a_convolution_are_not_written_without_what_they_scale(tmp_path: Path) -> None:
+    """Without the configuration nobody knows whether they are for inputs or outputs: PEFT gets no guess."""
+    source = read(tmp_path, {"base_model.model.conv.ia3_l": torch.rand(1, 4, 1, 1)})
+    with pytest.raises(lyc.LayerError, match="for inputs or outputs"):
+        lyc.save_adapter(source, tmp_path / "out", "peft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,6 +172,11 @@ class Write:
     """Whether the metadata of a file holds hashes of its tensors, even if the source's metadata has none."""
     in_comfy: str | None = None
     """Why ComfyUI's own loader cannot read such a file fully, in words for a report."""
+
+
+def by_any(pattern: re.Pattern[str]) -> Callable[[Mapping[str, object]], bool]:
+    """Whether the pattern is in any of the keys: a `Dialect.recognises`."""
+    return lambda keys: any(map(pattern.search, keys))
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,12 @@ Distilled Wan models of lightx2v call the change of a block's modulation paramet
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-from .base import Dialect, Prefix, Write
+from .base import Dialect, Prefix, Write, by_any
 from .pipelines import UNET, Components
 from .plain import encode
 
 MODULATION = re.compile(r"\.diff_m$")
-
-
-def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(key.endswith(".diff_m") for key in keys)
 
 
 def _prefix(component: str, components: Components) -> str:
@@ -30,7 +25,7 @@ DIALECT = Dialect(
         Prefix("model.diffusion_model.", "unet"),
         Prefix("text_encoders.", "te"),
     ),
-    recognises=_recognises,
+    recognises=by_any(MODULATION),
     rename=lambda key: MODULATION.sub(".modulation.diff", key),
     write=Write(_prefix, order=2, tensors=encode, embeddings=True),
 )

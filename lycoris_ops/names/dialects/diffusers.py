@@ -27,7 +27,7 @@ from ...peft.kinds import lora as peft_lora
 from ...peft.kinds.lokr import LokrConfig
 from ..layouts import Layers
 from . import pipelines
-from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
+from .base import Asked, Dialect, Encoded, Opened, Prefix, Write, by_any
 
 UNET_PREFIX = "unet."
 UNET_SUFFIXES = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
@@ -153,10 +153,6 @@ def _opened(read: Opened) -> Opened:
     return replace(read, config=None, own=own)
 
 
-def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(map(PROCESSOR.search, keys))
-
-
 DIALECT = Dialect(
     name="diffusers",
     prefixes=(
@@ -186,7 +182,7 @@ DIALECT = Dialect(
         "lora_linear_layer.up.bias": BIAS,
     },
     opened=_opened,
-    recognises=_recognises,
+    recognises=by_any(PROCESSOR),
     rename=_rename,
     file="pytorch_lora_weights",
     write=Write(

@@ -10,7 +10,7 @@ Source: `tuner/lora.py`, `tuner/dora.py` and `load_adapters` of mlx-lm 0.32 (MIT
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -27,17 +27,13 @@ from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ...peft import ConfigFile
 from ...peft.config import ConfiguredLayer, Module, RankedConfig, WantedRank, common
 from ...peft.fields import Fields
-from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
+from .base import Asked, Dialect, Encoded, Opened, Prefix, Write, by_any
 
 A, B = ".lora_a", ".lora_b"
 END = re.compile(r"\.(lora_a|lora_b|m)$")
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed|embed_(?:tokens|in|positions)|\w*embeddings?|w[tp]e)$")
 """The end of the name of an embedding in the models of mlx-lm."""
 SUFFIXES = {"lora_a": "lora_down.weight", "lora_b": "lora_up.weight", "m": "dora_scale"}
-
-
-def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(key.endswith(A) for key in keys)
 
 
 def _opened(read: Opened) -> Opened:
@@ -186,7 +182,7 @@ DIALECT = Dialect(
     name="mlx",
     prefixes=(),
     opened=_opened,
-    recognises=_recognises,
+    recognises=by_any(re.compile(r"\.lora_a$")),
     rename=lambda key: END.sub(lambda match: f".{SUFFIXES[match[1]]}", key),
     file="adapters",
     write=Write(

@@ -151,11 +151,11 @@ def _opened(read: Opened) -> Opened:
     """
     file, on_parameters = _without_pruned(read.file), frozenset[str]()
     # Without PEFT's keys the configuration belongs to another file, and may be damaged.
-    config = read.config if any(key.startswith(PREFIX) for key in file.tensors) else None
-    if config is not None and config.table.get("target_parameters"):
-        file, on_parameters = parameters_of(file, config.read)
-    if config is not None and any(map(has_rows, file.tensors)):
-        file = with_rows(file, config.read)
+    if read.config is not None and any(key.startswith(PREFIX) for key in file.tensors):
+        if read.config.table.get("target_parameters"):
+            file, on_parameters = parameters_of(file, read.config.read)
+        if any(map(has_rows, file.tensors)):
+            file = with_rows(file, read.config.read)
     # PEFT adds the change of the output layer of torch's attention twice.
     doubled = frozenset(filter(WRAPPED.search, file.tensors))
     return replace(read, file=file, on_parameters=on_parameters, doubled=doubled)
@@ -163,9 +163,9 @@ def _opened(read: Opened) -> Opened:
 
 def _without_pruned(file: TensorFile) -> TensorFile:
     """The file without layers of which AdaLoRA pruned all singular values: they change nothing."""
-    if not any(".lora_E" in key for key in file.tensors):
+    pruned = {PRUNED.sub("", key) for key in filter(PRUNED.search, file.tensors)}
+    if not pruned:
         return file
-    pruned = {PRUNED.sub("", key) for key in file.tensors if PRUNED.search(key)}
     factors: dict[str, list[str]] = {}
     for key in file.tensors:
         if (match := FACTOR.search(key)) and (name := key[: match.start()]) in pruned:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-from .base import Dialect
+from .base import Dialect, by_any
 
 PAIR = re.compile(r"\.processor\.((?:qkv|proj)_lora[12]?)\.(down|up)\.weight$")
-
-
-def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(map(PAIR.search, keys))
 
 
 DIALECT = Dialect(
     name="xlabs",
     prefixes=(),
-    recognises=_recognises,
+    recognises=by_any(PAIR),
     rename=lambda key: PAIR.sub(r".processor.\1.lora_\2.weight", key),
 )

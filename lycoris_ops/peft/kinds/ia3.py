@@ -81,17 +81,9 @@ class Ia3Config(Config[WantedIa3]):
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedIa3]:
         assert isinstance(layer, Ia3)
-        layer_of_factor = layer.by_factor()
-        assert layer_of_factor.ia3_l is not None
-        # (1, I) scales inputs and (O, 1) outputs; on a convolution only the option decides.
-        inputs = (
-            layer_of_factor.ia3_l.shape[0] == 1
-            if layer_of_factor.ia3_l.ndim == 2
-            else bool(layer_of_factor.feedforward)
-        )
-        return plain_tensors(layer_of_factor, *LORA_ONLY), WantedIa3(
-            feedforward=inputs, remarks=() if layer.ia3_l is not None else (ONE_ADDED,)
-        )
+        remarks = () if layer.ia3_l is not None else (ONE_ADDED,)
+        wanted = WantedIa3(feedforward=layer.of_inputs, remarks=remarks)
+        return plain_tensors(layer.by_factor(), *LORA_ONLY), wanted
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedIa3]], module: Module) -> Self:

@@ -192,7 +192,7 @@ def _start(fields: Fields) -> bool | str:
     Raises FileFormatError for a start that shifts the base weight and cannot be computed again, and for an
     unknown value.
     """
-    value = fields.given.get("init_lora_weights", True)
+    value = fields.stated.get("init_lora_weights", True)
     if isinstance(value, bool):
         return True
     name = value.lower() if isinstance(value, str) else ""
