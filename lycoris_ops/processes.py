@@ -152,13 +152,7 @@ def _copies(module: nn.Module, mesh: Any) -> Copies:
     indices = of_all(found.index)
     even = sorted(indices) == [index for index in range(found.count) for _ in range(found.size)]
     if not even or any(indices[one] != found.index for one in together):
-        raise TrainError(
-            "the processes do not form whole copies of the model",
-            key="mesh",
-            got=f"copies {indices} in the processes from 0 on, with parts of one weight in {together}",
-            expected="equally many processes for each copy, and all parts of a weight in one copy",
-            hint="Give the dimensions of the device mesh over which the data is divided",
-        )
+        raise TrainError("E-processes-incomplete-copies", key="mesh", indices=indices, together=together)
     return found
 
 
@@ -173,12 +167,7 @@ def in_parts(module: nn.Module) -> dict[str, Tensor]:
 def check_whole(module: nn.Module) -> None:
     """Raise LycorisError where each process computes with a shard of a weight, as in tensor parallelism."""
     for path, weight in in_parts(module).items():
-        raise LycorisError(
-            "the processes compute this layer in parts",
-            weight=path,
-            got=divided_by(weight),
-            expected="whole layers, or a model that fully_shard has sharded",
-        )
+        raise LycorisError("E-processes-divide-layer", weight=path, got=divided_by(weight))
 
 
 def divided_by(weight: Tensor) -> str:
@@ -194,19 +183,10 @@ def _is_sharded(network: nn.Module, copies: Copies) -> bool:
     for name, value in divided.items():
         mesh = cast("Any", value).device_mesh
         if copies.size > 1:
-            raise TrainError(
-                "a network is sharded beside a model whose copies are each computed by several processes",
-                key=name,
-                got=f"{mesh}, and {copies.size} processes for each copy",
-                expected="a whole network: fully_shard for the model alone",
-            )
+            raise TrainError("E-processes-share-copies", key=name, mesh=mesh, size=copies.size)
         if mesh.size() != count():
             raise TrainError(
-                "some processes do not have a part of the network",
-                key=name,
-                got=f"{mesh}, with {mesh.size()} of {count()} processes",
-                expected="a mesh of all processes",
-                hint="Shard over two dimensions, of equal copies and of parts",
+                "E-processes-without-part", key=name, mesh=mesh, count=mesh.size(), processes=count()
             )
     return bool(divided)
 

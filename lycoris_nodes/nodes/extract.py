@@ -123,9 +123,6 @@ def _source(side: str, file: str, model: Any, clip: Any) -> Any:
     connected = model is not None or clip is not None
     if (file != LOADED) == connected:
         raise LycorisError(
-            f"the {side} model must be either a file or connected",
-            got="both" if connected else "neither",
-            expected=f"a file in `{side}_file`, or `{LOADED}` there and a link to `{side}_model` or "
-            f"`{side}_clip`",
+            "E-extract-model-ambiguous", side=side, loaded=LOADED, got="both" if connected else "neither"
         )
     return LoadedWeights(f"the {side} model", model, clip) if connected else model_path(file)

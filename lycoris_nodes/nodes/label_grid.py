@@ -47,14 +47,15 @@ class LycorisLabelGrid(io.ComfyNode):
     def execute(cls, pictures: Any, labels: str) -> io.NodeOutput:
         columns, rows = named(labels)
         if not isinstance(pictures, Tensor) or pictures.ndim != 4:
-            raise LycorisError("the input `pictures` cannot be used", expected="a batch of pictures")
+            raise LycorisError("E-input-pictures-unusable")
         count = len(columns) * max(1, len(rows))
         if len(pictures) != count:
             raise LycorisError(
-                "the numbers of pictures and of names differ",
-                got=f"{len(pictures)} pictures",
-                expected=f"{count}: {len(columns)} columns by {max(1, len(rows))} rows",
-                hint="Link the pictures of the latents that LyCORIS Strength Grid gives",
+                "E-labels-miscount",
+                pictures=len(pictures),
+                names=count,
+                columns=len(columns),
+                rows=max(1, len(rows)),
             )
         return io.NodeOutput(picture_tensor(drawn(pictures, columns, rows)))
 
@@ -64,12 +65,7 @@ def named(labels: str) -> tuple[list[str], list[str]]:
     first, *rows = labels.splitlines() or [""]
     _, *columns = first.split("\t")
     if not columns:
-        raise LycorisError(
-            "the labels name no columns",
-            got=labels[:40] or "an empty text",
-            expected="a first line with a tab before each name",
-            hint="Link the output `labels` of LyCORIS Strength Grid",
-        )
+        raise LycorisError("E-labels-without-columns", got=labels[:40] or "an empty text")
     return columns, rows
 
 

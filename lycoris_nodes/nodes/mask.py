@@ -103,12 +103,7 @@ class LycorisMask(io.ComfyNode):
     ) -> io.NodeOutput:
         spans = parse_spans(frames)
         if mask is None and not spans:
-            raise LycorisError(
-                "there is neither a mask nor a span of frames",
-                got="no link to `mask`, and an empty text in `frames`",
-                expected="at least one of the two",
-                hint="Link a mask, or bypass the node",
-            )
+            raise LycorisError("E-mask-and-frames-absent")
         weights = Tensor([[[1.0]]]) if mask is None else softened(planes(mask), soft_edge)
         check_strength("outside", outside)
         drawn_mask = Mask(weights, spans, outside, text=text == "whole")
@@ -124,7 +119,7 @@ def planes(mask: Any) -> Tensor:
     Raises LycorisError for a tensor of another form.
     """
     if not isinstance(mask, Tensor):
-        raise LycorisError("the input `mask` cannot be used", got=type(mask).__name__, expected="a mask")
+        raise LycorisError("E-input-mask-unusable", got=type(mask).__name__)
     # Some packs give masks of bool.
     values = mask if mask.is_floating_point() else mask.float()
     values = values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values

@@ -153,11 +153,11 @@ def _check_apart(**settings: Any) -> None:
     for name, value in usual.items():
         if settings[name] != value:
             raise LycorisError(
-                f"with `{APART}` this setting does nothing: the parts are exact",
+                "E-merge-size-without-effect",
                 key=name,
+                apart=APART,
                 got=str(settings[name]),
                 expected=str(value),
-                hint="Set it back, and give the parts their kind and size by Resize / Convert LoRA",
             )
 
 

@@ -101,11 +101,5 @@ def _check_one_model(entry: Entry) -> None:
         for name, layer in adapter.layers.items():
             if layer.additive() is None or layer.bias_additive() is None:
                 raise LycorisError(
-                    "a pair whose changes depend on the weights needs the model of each of its files",
-                    file=entry.name,
-                    key=name,
-                    got=f"one model, and a layer of the kind {layer.algorithm}",
-                    expected="a single file",
-                    hint="Choose *Split into two rows* in the menu of the row, and resize each with its own "
-                    "model",
+                    "E-resize-pair-needs-models", file=entry.name, key=name, algorithm=layer.algorithm
                 )

@@ -81,10 +81,6 @@ class LycorisSchedule(io.ComfyNode):
         schedule = Schedule.parse(curve, clock, None if points is None else wired(points))
         if not schedule:
             raise ScheduleError(
-                "there is no curve",
-                key="curve",
-                got="only comments" if curve.strip() else "an empty text",
-                expected="such as 0:0.2, 1:1",
-                hint="Write constant to leave the strengths as they are, or bypass the node",
+                "E-schedule-absent", key="curve", got="only comments" if curve.strip() else "an empty text"
             )
         return io.NodeOutput((stack or Stack()).with_schedule(schedule))

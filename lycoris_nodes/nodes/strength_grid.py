@@ -126,32 +126,24 @@ def second_axis(stack: Stack, row: int, second: Second, values: str, which: str)
         # In the pictures of the other files the values would change nothing.
         files = rows or range(1, len(stack) + 1)
         if row in files and len(files) > 1:
-            raise LycorisError(
-                "the files to compare include the row that the strengths are for",
-                got=f"`row` is {row}",
-                expected="0, so that the strengths are those of every file",
-            )
+            raise LycorisError("E-grid-files-include-row", row=row)
         return file_axis(stack, rows)
     if not which:
         raise LycorisError(
-            "the input `which` is empty",
+            "E-grid-which-empty",
             expected="the number of a row" if second == "strength" else "blocks such as out.* or attn",
         )
     if second == "strength":
         other = _row(which)
         if other == row:
-            raise LycorisError(
-                "both axes are for the strength of one row",
-                got=f"row {row}",
-                expected="another row in `which`",
-            )
+            raise LycorisError("E-grid-axes-same", row=row)
         return strength_axis(stack, other, parse_values(values))
     return block_axis(stack, which, parse_values(values))
 
 
 def _row(text: str) -> int:
     if not text.isdecimal():
-        raise LycorisError("the input `which` is not the number of a row", got=text, expected="such as 2")
+        raise LycorisError("E-grid-which-not-a-row", got=text)
     return int(text)
 
 
@@ -163,10 +155,8 @@ def repeated(latent: Any, count: int) -> dict[str, Any]:
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or len(samples) != 1:
         raise LycorisError(
-            "the input `latent` has several latents",
+            "E-input-latents-several",
             got=f"a batch of {len(samples)}" if isinstance(samples, Tensor) else type(samples).__name__,
-            expected="one latent",
-            hint="Set its batch size to 1, or take one by Latent From Batch",
         )
     repeated_values = {
         key: value.repeat(count, *(1 for _ in value.shape[1:]))

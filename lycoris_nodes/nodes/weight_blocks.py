@@ -86,15 +86,15 @@ def _parsed(rules: str, preset: str, seed: int = 0) -> Rules:
     check("preset", "COMBO", preset)
     own = own_presets()
     if fault := own.broken.get(preset, preset if preset in own.faults else None):
-        raise LycorisError("a preset cannot be read", got=fault, hint=f"Correct {FILE} and press R")
+        raise LycorisError("E-preset-unreadable", presets=FILE, got=fault)
     text, known = parsed(rules, own, seed=seed), known_presets(own)
     if preset == NO_PRESET:
         return text
     if preset not in known:
         raise LycorisError(
-            "there is no preset of this name",
+            "E-preset-not-among-readable" if own.faults else "E-preset-unknown",
+            presets=FILE,
             got=preset,
-            expected=f"one of the list, or of {FILE}",
-            hint=f"Correct {own.faults[0]}" if own.faults else None,
+            fault=own.faults[0] if own.faults else None,
         )
     return parsed(known[preset], own, seed=seed).under(text)

@@ -48,7 +48,7 @@ def exact_layers(
             rows.append(FitRow(source.name, source.before, layer.algorithm, layer.rank, count, 0.0, 0.0))
         steps.step()
     if not layers:
-        raise PlanError("nothing is left of the changes", got=f"{len(sources)} changes, all of them zero")
+        raise PlanError("E-changes-all-zero", count=len(sources))
     return layers, FitReport(tuple(rows), left_out)
 
 

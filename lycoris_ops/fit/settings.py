@@ -67,21 +67,17 @@ class FitSettings:
     def __post_init__(self) -> None:
         check_size(self.size)
         if self.algorithm not in (*FITTED, ANY, SAME):
-            known = self.algorithm in ALGORITHMS
             raise LycorisError(
-                "a change cannot be made into this kind" if known else "no such algorithm",
+                "E-kind-not-fitted" if self.algorithm in ALGORITHMS else "E-fit-algorithm-unknown",
                 got=str(self.algorithm),
                 expected=", ".join((*FITTED, ANY, SAME)),
-                hint="The nearest layer of this kind cannot be computed: train one" if known else None,
             )
         if self.dtype is not None and DTYPE_NAMES.get(self.dtype) not in FLOATS:
-            raise LycorisError(
-                "an adapter cannot have this dtype", got=str(self.dtype), expected=", ".join(FLOATS)
-            )
+            raise LycorisError("E-adapter-dtype-unknown", got=str(self.dtype), expected=", ".join(FLOATS))
         for name, value, least in (("largest", self.largest, 1), ("factor", self.factor, -1)):
             if value is not None and (type(value) is not int or value < least or value == 0):
                 even = ", or -1 for the most even split" if least < 0 else ""
-                raise PlanError(f"{name} is a whole number from 1{even}", got=repr(value))
+                raise PlanError("E-whole-number-from-1", name=name, even=even, got=repr(value))
         check_device(self.device)
 
     @property

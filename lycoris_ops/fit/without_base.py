@@ -18,15 +18,5 @@ def no_weight(kind: str, parameter: Parameter, base: Weights | None) -> LayerErr
     """
     depends = f"the change of {a_layer(kind)} depends on the {parameter}"
     if base is None:
-        return LayerError(
-            f"{depends}, so it needs the base model",
-            got="no base model",
-            expected="the model that the adapter is for",
-            hint=GIVE_BASE,
-        )
-    return LayerError(
-        f"{depends}, which the base model does not have",
-        got=base.name,
-        expected="a model with this layer",
-        hint="Give the model that the adapter was made for, with its text encoders if it changes them",
-    )
+        return LayerError("E-base-needed", depends=depends, hint=GIVE_BASE)
+    return LayerError("E-base-weight-absent", depends=depends, got=base.name)

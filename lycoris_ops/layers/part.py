@@ -73,8 +73,12 @@ class Part:
             known = stored[0] if stored else None
             if self.window[1] - self.window[0] != met[0] or (known is not None and self.window[1] > known):
                 raise LayerError(
-                    f"rows of {a_layer(self.layer.algorithm)} do not fit the {self.parameter}",
-                    got=f"rows {self.window[0]} to {self.window[1]} of {shown(stored or ())}",
+                    "E-rows-misfit",
+                    algorithm=a_layer(self.layer.algorithm),
+                    parameter=self.parameter,
+                    first=self.window[0],
+                    end=self.window[1],
+                    stored=shown(stored or ()),
                     expected=str(list(met)),
                 )
             # Check the uncut layer, with all of its rows.
@@ -82,7 +86,7 @@ class Part:
         if self.parameter == "weight":
             self.layer.check_fit((total, *met[1:]))
         elif stored is None:
-            raise LayerError("the layer changes no bias")
+            raise LayerError("E-layer-changes-no-bias")
         elif not fits(stored, (total,)):
             raise self.layer.misfit((total,), shown(stored))
 

@@ -140,7 +140,7 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
     dialects = {entry.adapter.dialect for entry in entries}
     if len(dialects) > 1:
         raise LycorisError(
-            "the adapters name layers in different ways, so the model is needed to tell which are the same",
+            "E-names-differ-without-model",
             got=", ".join(f"{entry.adapter.name} ({entry.adapter.dialect})" for entry in entries),
             hint=GIVE_BASE,
         )
@@ -148,11 +148,7 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
     parts: list[set[str | None]] = []
     for number, entry in enumerate(entries):
         if entry.rules is not None:
-            raise LycorisError(
-                "block rules need the model, because its keys say which blocks there are",
-                file=entry.adapter.name,
-                hint=GIVE_BASE,
-            )
+            raise LycorisError("E-rules-need-model", file=entry.adapter.name, hint=GIVE_BASE)
         own: set[str | None] = set()
         for name, info in entry.adapter.info.items():
             own.add(info.named.component)
@@ -165,12 +161,11 @@ def _by_name(entries: Sequence[Entry]) -> list[ChangedWeight]:
         shared = shared & own
     if len(entries) > 1 and shared and all(len(same) == 1 for same in found.values()):
         raise MatchError(
-            "the adapters have no layer in common",
+            "E-adapters-without-common-layers",
+            give_base=GIVE_BASE,
             got=", ".join(
                 f"{next(iter(entry.adapter.info), '')} ({entry.adapter.name})" for entry in entries
             ),
-            expected="adapters for the same model",
-            hint=f"Where they are for the same model and name its layers differently: {GIVE_BASE}",
         )
     places = (_weight_of(entries, same) for same in found.values())
     return [place for place in places if place.matches]
@@ -194,7 +189,7 @@ def _weight_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInf
             known = tuple(size for size in stored if size is not None)
             if len(known) < len(stored) and not (before and fits(stored, before)):
                 raise LayerError(
-                    "the layer does not say what shape its weight has",
+                    "E-layer-shape-unknown",
                     file=entry.adapter.path,
                     key=name,
                     got=info.made_for,
@@ -202,12 +197,12 @@ def _weight_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInf
                 )
             if before and not fits(stored, before) and not fits(before, known):
                 raise LayerError(
-                    "two adapters have layers of this name with different shapes",
+                    "E-adapters-shapes-differ",
                     file=entry.adapter.path,
                     key=name,
+                    before=list(before),
+                    name=entries[same[0][0]].adapter.name,
                     got=info.made_for,
-                    expected=f"{list(before)} as in {entries[same[0][0]].adapter.name}",
-                    hint="The adapters are for different models",
                 )
             # Some kinds store the kernel flattened; others know its shape.
             shapes[parameter] = max(before, known, key=len)
@@ -257,10 +252,4 @@ def _weight_at(
 
 
 def _enlarges(adapter: Adapter, name: str) -> LayerError:
-    return LayerError(
-        "a layer that enlarges its weight cannot be merged with others",
-        file=adapter.path,
-        key=name,
-        got="reshape_weight",
-        hint="Apply it beside the merged adapter",
-    )
+    return LayerError("E-enlarging-layer-not-merged", file=adapter.path, key=name)

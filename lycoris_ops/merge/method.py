@@ -39,9 +39,7 @@ class Option:
         if self.choices:
             if value not in self.choices:
                 raise LycorisError(
-                    f"the option `{self.name}` has no such value",
-                    got=str(value),
-                    expected=self.expected,
+                    "E-merge-option-value-unknown", name=self.name, got=str(value), expected=self.expected
                 )
         elif (
             isinstance(value, bool)
@@ -49,9 +47,7 @@ class Option:
             or not self.low <= value <= self.high
         ):
             raise LycorisError(
-                f"the option `{self.name}` is out of range",
-                got=str(value),
-                expected=self.expected,
+                "E-merge-option-out-of-range", name=self.name, got=str(value), expected=self.expected
             )
 
 
@@ -86,7 +82,9 @@ class MergeMethod:
         for name, value in options.items():
             if name not in known:
                 raise LycorisError(
-                    f"the merge method {self.name} has no option `{name}`",
+                    "E-merge-option-unknown",
+                    method=self.name,
+                    option=name,
                     expected=", ".join(known) or "no options",
                 )
             known[name].check(value)

@@ -18,5 +18,5 @@ def merge_methods() -> dict[str, MergeMethod]:
 def method_of(name: str) -> MergeMethod:
     """The merge method of this name. Raises LycorisError for an unknown one."""
     if name not in METHODS:
-        raise LycorisError("no such merge method", got=str(name), expected=", ".join(METHODS))
+        raise LycorisError("E-merge-method-unknown", got=str(name), expected=", ".join(METHODS))
     return METHODS[name]

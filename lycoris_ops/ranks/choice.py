@@ -57,24 +57,20 @@ def plan_ranks(
     """
     size = check_size(size)
     if not 0 < scale < math.inf:
-        raise PlanError("a scale is a finite number above 0", got=str(scale))
+        raise PlanError("E-scale-not-positive", got=str(scale))
     if type(r_min) is not int or r_min < 0 or (r_max is not None and r_max < max(1, r_min)):
-        raise PlanError(
-            "no rank is in these bounds",
-            got=f"r_min {r_min}, r_max {r_max}",
-            expected="0 <= r_min <= r_max and 1 <= r_max",
-        )
+        raise PlanError("E-rank-bounds-empty", r_min=r_min, r_max=r_max)
     of_energy = isinstance(size, Energy) or size == "auto"
     known = probe.algorithms
     if not known:
-        raise PlanError("no layer of the probe has a gradient")
+        raise PlanError("E-probe-without-gradients")
     if algorithms == "auto":
         algorithms = tuple(kind for kind in AUTO if kind in known) or "all"
     kinds = chosen_algorithms(algorithms, known)
     exact = size.rank if isinstance(size, Rank) else None
     if exact is not None and not r_min <= exact <= (r_max or exact):
         within_bounds = f"at least {r_min}" if r_max is None else f"from {r_min} to {r_max}"
-        raise PlanError("the rank is not within the bounds", got=f"rank {exact}", expected=within_bounds)
+        raise PlanError("E-rank-out-of-bounds", exact=exact, expected=within_bounds)
     bounds = (exact, exact) if exact is not None else (max(1, r_min), r_max)
     offered = {
         path: layer_offers
@@ -82,9 +78,7 @@ def plan_ranks(
         if (layer_offers := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
     }
     if not offered:
-        raise PlanError(
-            "none of these algorithms has a layer of these ranks for any weight", got=", ".join(kinds)
-        )
+        raise PlanError("E-ranks-fit-no-weight", got=", ".join(kinds))
     dtype = size.dtype if isinstance(size, Budget) else torch.bfloat16
     if exact is not None:
         return _planned(probe, _by_rank(offered), scale, dtype)
@@ -155,22 +149,15 @@ def _by_size(
         most, smallest = parameters_of(size, full), sum(cheapest) if r_min else min(cheapest)
         if most < smallest:
             raise PlanError(
-                "the budget is below the smallest plan",
-                got=f"{most:,} parameters",
-                expected=f"at least {smallest:,}",
-                hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
-                + " or allow lokr, which takes less",
+                "E-budget-below-least-ranks" if r_min else "E-budget-below-smallest-plan",
+                most=f"{most:,}",
+                smallest=f"{smallest:,}",
             )
         candidates = {path: _worthy(probe, path, each) for path, each in candidates.items()}
     chosen = allocate(candidates, accepting(size, most, energy, full))
     gained = sum(c.gain for c in chosen.values())
     if isinstance(size, Energy) and gained < size.share * energy * (1 - 1e-6):
-        raise PlanError(
-            "no plan can gain that much",
-            got=f"at most {gained / energy:.1%}",
-            expected=f"{size.share:.1%}",
-            hint="Allow higher ranks, or ask for less",
-        )
+        raise PlanError("E-gain-not-reachable", gained=f"{gained / energy:.1%}", expected=f"{size.share:.1%}")
     return chosen
 
 

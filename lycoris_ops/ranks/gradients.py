@@ -102,7 +102,7 @@ def summed(
             if most is not None and count >= most:
                 break
     if not count:
-        raise PlanError("there are no batches", expected="at least one")
+        raise PlanError("E-batches-absent")
     for each in sums.values():
         processes.add_up([each.gradient])
         # In place: copies of all would take as much memory again.
@@ -125,11 +125,9 @@ def _passed(module: nn.Module, batch: Any, loss: Loss, *, counts: bool) -> float
         # With a sharded model other processes would have to take part in another pass.
         bad = first_bad(module, partial(loss, module, batch), states) if processes.count() == 1 else None
         raise PlanError(
-            "the loss is not finite",
+            "E-output-not-finite" if bad else "E-loss-not-finite",
             key=bad,
             got=str(float(value.detach())),
-            expected="a finite number",
-            hint="The named layer is the first whose output is not finite" if bad else None,
         )
     if value.requires_grad:
         # torch has no type for `backward`.
@@ -169,13 +167,7 @@ def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
     """
     for site in check_in_memory(module, sites, PlanError):
         if _seen_by_parameter(site):
-            raise PlanError(
-                "the gradient of an offloaded weight of this kind cannot be seen",
-                key=site.path,
-                got=f"a weight of kind {site.kind}, which is loaded within each pass",
-                expected="a weight that stays on its device",
-                hint="Leave the layer out by `exclude`, or probe the model without offloading",
-            )
+            raise PlanError("E-offloaded-gradient-hidden", key=site.path, kind=site.kind)
 
 
 def _seen_by_parameter(site: Site) -> bool:

@@ -23,7 +23,7 @@ class Rank:
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
-            raise PlanError("a rank is a whole number from 1", got=repr(self.rank), expected="Rank(16)")
+            raise PlanError("E-size-rank-unusable", got=repr(self.rank))
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Energy:
 
     def __post_init__(self) -> None:
         if not _is_number(self.share) or not 0 < self.share <= 1:
-            raise PlanError("a share is above 0 and at most 1", got=repr(self.share), expected="Energy(0.9)")
+            raise PlanError("E-size-energy-out-of-range", got=repr(self.share))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ratio:
 
     def __post_init__(self) -> None:
         if not _is_number(self.ratio) or not 1 <= self.ratio < math.inf:
-            raise PlanError("a ratio is a number from 1", got=repr(self.ratio), expected="Ratio(100)")
+            raise PlanError("E-size-ratio-out-of-range", got=repr(self.ratio))
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.size is None) == (self.parameters is None):
-            raise PlanError(
-                "a budget is in bytes or in parameters",
-                got="both" if self.size is not None else "neither",
-                expected='Budget("50MB") or Budget(parameters=20_000)',
-            )
+            raise PlanError("E-size-budget-ambiguous", got="both" if self.size is not None else "neither")
         if not self.dtype.is_floating_point:
-            raise PlanError("a budget needs a floating-point dtype", got=str(self.dtype))
+            raise PlanError("E-budget-dtype-not-floating", got=str(self.dtype))
         if self.most < 1:
             got = self.parameters if self.size is None else self.size
-            raise PlanError("the budget is too small for a parameter", got=repr(got))
+            raise PlanError("E-budget-below-one-parameter", got=repr(got))
 
     @property
     def most(self) -> int:
@@ -102,9 +98,10 @@ def parse_size(text: str) -> Size:
     try:
         return _size_of(text.strip().lower())
     except PlanError as error:
-        raise PlanError(error.problem, key="size", got=text, expected=TEXTS) from error
+        error.within(key="size").values.update(got=text, expected=TEXTS)
+        raise
     except (OverflowError, ValueError) as error:
-        raise PlanError("the number is too large", key="size", got=text, expected=TEXTS) from error
+        raise PlanError("E-number-too-large", key="size", got=text, expected=TEXTS) from error
 
 
 def _size_of(words: str) -> Size:
@@ -121,19 +118,16 @@ def _size_of(words: str) -> Size:
         return Budget(parameters=int(match[1].replace("_", "")))
     if re.fullmatch(rf"{number}\s*[a-z]+", words):
         return Budget(words)
-    raise PlanError("the size cannot be understood")
+    raise PlanError("E-size-not-understood")
 
 
 def check_size(size: object) -> Size:
     """Return `size` if it is a size. Raises PlanError otherwise, with a hint for a bare number."""
     if isinstance(size, (Rank, Energy, Ratio, Budget)) or size == "auto":
         return cast("Size", size)
-    raise PlanError(
-        "not a size",
-        got=repr(size),
-        expected='Rank(16), Energy(0.9), Ratio(100), Budget("50MB"), Budget(parameters=20_000) or "auto"',
-        hint=f"For that rank everywhere: Rank({size})" if type(size) is int else None,
-    )
+    if type(size) is int:
+        raise PlanError("E-size-a-bare-number", got=size)
+    raise PlanError("E-size-not-a-size", got=repr(size))
 
 
 def bytes_of(size: int | str) -> int:
@@ -143,7 +137,7 @@ def bytes_of(size: int | str) -> int:
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
     unit = UNITS.get((match[2] or "B").upper()) if match else None
     if not match or unit is None:
-        raise PlanError("not a number of bytes", got=repr(size), expected='a text such as "50MB" or "48 MiB"')
+        raise PlanError("E-size-not-bytes", got=repr(size))
     return int(float(match[1].replace("_", "")) * unit)
 
 
@@ -154,7 +148,7 @@ def parameters_of(size: Budget | Ratio, full: int) -> int:
 
 def _integer(number: object) -> int:
     if type(number) is not int:
-        raise PlanError("not a whole number", got=repr(number), expected="20_000 or a text: 50MB")
+        raise PlanError("E-size-not-whole", got=repr(number))
     return number
 
 

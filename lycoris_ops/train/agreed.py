@@ -49,11 +49,12 @@ def check_agreed(
                 values = "other values", "its own"
             if values[0] != values[1]:
                 raise TrainError(
-                    "the processes were given different trainings",
+                    "E-processes-given-different-trainings",
                     key=key,
-                    got=f"{values[0]} in process {processes.rank()}, and {values[1]} in process {number}",
-                    expected="the same in all of them",
-                    hint="Give each process all batches: it takes its own share of them",
+                    own=values[0],
+                    process=processes.rank(),
+                    other=values[1],
+                    other_process=number,
                 )
 
 

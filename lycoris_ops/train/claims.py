@@ -212,9 +212,4 @@ def _owner(path: Path) -> str:
 
 
 def _busy(folder: Path) -> WriteError:
-    return WriteError(
-        "a training runs in this folder now",
-        file=str(folder),
-        got=running_in(folder) or "it has ended since",
-        hint="Wait for its end, or choose another name",
-    )
+    return WriteError("E-folder-in-use", file=str(folder), got=running_in(folder) or "it has ended since")

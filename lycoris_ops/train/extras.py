@@ -20,8 +20,5 @@ def required(module: str, package: str, what: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise TrainError(
-            f"{what} needs a package that is not installed",
-            got=str(error),
-            expected=package,
-            hint=f"Install it with `pip install {package}`",
+            "E-package-not-installed", what=what, package=package, got=str(error), expected=package
         ) from error

@@ -105,12 +105,7 @@ class Feed:
         if self._used == 0:
             raise _no_batches(self._epoch)
         if self._once:
-            raise TrainError(
-                "the batches ended before the steps",
-                got=f"{self._used} batches from an iterator, which gives each only once",
-                expected="something that can be iterated anew in each epoch",
-                hint="Give a list, a loader, or a function of the epoch that returns an iterable",
-            )
+            raise TrainError("E-batches-ended", used=self._used)
 
 
 def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
@@ -123,12 +118,7 @@ def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> i
         share = copies if shared_out(epoch, copies) else 1
         count = share * len(cast("Any", epoch))
     except TypeError:
-        raise TrainError(
-            "the steps of an epoch cannot be counted",
-            key="epochs",
-            got="batches without a length",
-            expected="batches that know their length, or `steps` in place of `epochs`",
-        ) from None
+        raise TrainError("E-epoch-steps-unknown", key="epochs") from None
     if not count:
         raise _no_batches()
     return epochs * -(-count // (accumulation * copies))
@@ -144,16 +134,11 @@ def first_of(batches: Batches, seed: int) -> Any:
 
 def no_validation() -> TrainError:
     """The error where there are no batches to validate with."""
-    return TrainError("there are no batches to validate with", got="an empty iterable, or one used up")
+    return TrainError("E-validation-batches-empty")
 
 
 def _no_batches(epoch: int = 0) -> TrainError:
-    return TrainError(
-        "there are no batches",
-        got=f"none in epoch {epoch + 1}",
-        expected="at least one",
-        hint="The data set may be smaller than a batch, or the iterator is used up",
-    )
+    return TrainError("E-epoch-without-batches", epoch=epoch + 1)
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

@@ -103,11 +103,4 @@ def _check(network: nn.Module, most: float, when: str) -> None:
     grads = [one.grad for one in network.parameters() if one.requires_grad and one.grad is not None]
     size = float(norm_of(grads, torch.zeros((), device=grads[0].device))) if grads else 0.0
     if size > most:
-        raise TrainError(
-            "the trainer has neither clipped nor cleared the gradients of the network",
-            got=f"gradients of norm {size:.3g} {when}",
-            expected="a trainer that knows the network",
-            hint="Make it anew, and give the trainer callbacks=[lyc.adapter_checkpoints(network)] "
-            "and an optimiser of its parameters, or a module that holds the model and the network. "
-            "A network that is not to be trained: network.requires_grad_(False)",
-        )
+        raise TrainError("E-trainer-did-not-step", size=f"{size:.3g}", when=when)

@@ -32,20 +32,16 @@ def layers_of(net: LycorisNetwork) -> dict[str, str]:
 
 def check_same(stored: dict[str, Any], own: dict[str, Any], file: str | None) -> None:
     """Raise MatchError, with the first difference, where a state is not for this network."""
-    for table, problem in (
-        ("weights", "the state is for another model"),
-        ("layers", "the state is for another network"),
-    ):
+    for table in ("weights", "layers"):
         theirs, ours = stored[table], own[table]
         for name in (*ours, *(name for name in theirs if name not in ours)):
             if not _alike(theirs.get(name), ours.get(name)):
                 raise MatchError(
-                    problem,
+                    "E-state-of-another-model" if table == "weights" else "E-state-of-another-network",
                     file=file,
                     key=name,
                     got=theirs.get(name) or "nothing of that name",
                     expected=ours.get(name) or "nothing of that name",
-                    hint="Go on with the model and the network that the training began with",
                 )
 
 

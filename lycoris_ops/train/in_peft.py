@@ -47,11 +47,9 @@ def for_peft(layer: Layer, site: Site) -> Layer:
         of_input = site.used_by is site.module
         if not of_input or not isinstance(layer, Lora) or layer.dora_scale is not None:
             raise LycorisError(
-                "PEFT has no layer of this kind for torch's attention, or adds it twice",
+                "E-peft-attention-layer",
                 key=site.path,
                 got=a_layer(layer.algorithm) + " with DoRA" * (of_input and isinstance(layer, Lora)),
-                expected="lora on the projection of the input alone",
-                hint="Save this layer in the dialect lycoris, and choose the others for PEFT by `include`",
             )
     _check_held(layer, site)
     if isinstance(layer, BIASED) and layer.diff_b is not None and site.has_bias:
@@ -86,11 +84,11 @@ def _check_held(layer: Layer, site: Site) -> None:
     ):
         if lacking:
             raise LycorisError(
-                f"PEFT has no layer of this kind for {where}",
+                "E-peft-kind-absent",
                 key=site.path,
+                where=where,
                 got=a_layer(layer.algorithm),
                 expected=expected,
-                hint="Save it in the dialect lycoris, and continue from that file with a network",
             )
 
 
@@ -126,11 +124,7 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
             layer = layers[site.path]
             if not isinstance(layer, Lora) or layer.tensors().keys() != {"lora_up", "lora_down"}:
                 raise LycorisError(
-                    "PEFT has no layer of this kind for an expert",
-                    key=site.path,
-                    got=", ".join(sorted(layer.tensors())),
-                    expected="lora alone",
-                    hint="Save it in the dialect lycoris, and continue from that file with a network",
+                    "E-peft-expert-kind", key=site.path, got=", ".join(sorted(layer.tensors()))
                 )
             by_number[site.expert or 0] = layer
         rank = max(layer.rank or 1 for layer in by_number.values())
@@ -160,13 +154,7 @@ def _valued(layer: Layer, site: Site) -> Layer:
             continue
         own = getattr(site.module, name)
         if is_divided(own):
-            raise LycorisError(
-                "a module that is divided among processes cannot be written whole for PEFT",
-                key=site.path,
-                got=f"{layer.algorithm} on a divided {name}",
-                expected="lora",
-                hint="Save it in the dialect lycoris, or train a LoRA on this module",
-            )
+            raise LycorisError("E-peft-divided-module", key=site.path, algorithm=layer.algorithm, name=name)
         held |= {kept: _own(site, name) + difference, changed: None}
     if held.get(SET) is not None and held.get(SET_BIAS) is None and site.has_bias:
         # PEFT reads all tensors of a whole module, also those that were not trained.

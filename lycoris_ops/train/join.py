@@ -26,21 +26,14 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
     holds a dot.
     """
     if not networks:
-        raise LycorisError("there are no networks to join", expected="at least one")
+        raise LycorisError("E-join-without-networks")
     for name in networks:
         if not name or "." in name:
-            raise LycorisError(
-                "a name of a model cannot begin the names of layers in a file",
-                got=repr(name),
-                expected="a word without dots, such as unet or text_encoder",
-                hint="Save a single network without joining it",
-            )
+            raise LycorisError("E-join-name-unusable", got=repr(name))
     strengths = {network.multiplier for network in networks.values()}
     if len(strengths) > 1:
         raise LycorisError(
-            "the networks to join have different strengths",
-            got=", ".join(f"{strength:g}" for strength in sorted(strengths)),
-            expected="one strength",
+            "E-join-strengths-differ", got=", ".join(f"{strength:g}" for strength in sorted(strengths))
         )
     holder: Any = nn.Module()
     for name, network in networks.items():

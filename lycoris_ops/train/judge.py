@@ -67,10 +67,11 @@ def judge(
     kept = tuple(dict.fromkeys(strength for strength in strengths if strength))
     if not (contenders and kept and batches and 0 < share <= 1):
         raise TrainError(
-            "nothing to judge",
-            got=f"{len(contenders)} adapters, {len(kept)} strengths other than 0, {len(batches)} held-out "
-            f"batches, a share of {share:g}",
-            expected="at least one of each, and a share above 0 and up to 1",
+            "E-nothing-to-judge",
+            adapters=len(contenders),
+            strengths=len(kept),
+            batches=len(batches),
+            share=f"{share:g}",
         )
     numbers = range(len(batches)) if order is None else order
 
@@ -89,9 +90,7 @@ def judge(
     result = Judgement(tuple(contender.name for contender in contenders), kept, losses, len(numbers))
     if not math.isfinite(mean(losses[result.best])):
         raise TrainError(
-            "no adapter has a finite loss at any strength",
-            got=f"{result.names[result.best[0]]}: {mean(losses[result.best])}",
-            hint="Try lower strengths, or a precision with a larger range, such as bf16 or fp32",
+            "E-judge-no-finite-loss", name=result.names[result.best[0]], losse=mean(losses[result.best])
         )
     return result
 

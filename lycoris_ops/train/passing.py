@@ -53,10 +53,4 @@ def _look(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _refuse(path: str, module: nn.Module, gradient: Tensor) -> None:
-    raise TrainError(
-        "this layer lets no gradient through, so the layers before it would learn from a part of it alone",
-        weight=path,
-        got=f"a weight of the class {type(_packed(module)).__name__}, whose pass has no graph",
-        expected="a layer with a backward pass",
-        hint="Quantise the weights alone and not the layers' inputs, in torchao by Int8WeightOnlyConfig",
-    )
+    raise TrainError("E-layer-without-backward", weight=path, name=type(_packed(module)).__name__)

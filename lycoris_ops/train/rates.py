@@ -56,7 +56,7 @@ def usual_rate(net: LycorisNetwork, family: OptimiserFamily, lora_plus: float | 
     compared. Raises TrainError for an optimiser without a usual rate.
     """
     if family.lr is None:
-        raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+        raise TrainError("E-optimiser-without-usual-rate", key="lr")
     if family.one_rate:
         return family.lr
     members = [member for member in net.members.values() if len(member.site.shape) > 1]

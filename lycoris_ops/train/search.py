@@ -276,27 +276,11 @@ def search_network(
     if options.search == "off" or not options.search_share:
         return Searched(net, options)
     if options.search == "all" and net.origin == "file":
-        raise TrainError(
-            "the layers are from a file, which already says their kind",
-            key="search",
-            got="all",
-            expected='"rate" or "off"',
-        )
+        raise TrainError("E-search-kind-from-file", key="search")
     if options.search == "rate" and family_of(options.optimiser).one_rate:
-        raise TrainError(
-            "this optimiser finds the rate itself, so there is none to search for",
-            key="search",
-            got=f"rate, and the optimiser {options.optimiser}",
-            expected='"off", "all", or another optimiser',
-        )
+        raise TrainError("E-search-rate-not-needed", key="search", optimiser=options.optimiser)
     if processes.copies_of(net.module, net, options.mesh).sharded:
-        raise TrainError(
-            "a race needs whole networks, and this one is sharded",
-            key="search",
-            got=options.search,
-            expected="off",
-            hint="Call search_network before the network is sharded",
-        )
+        raise TrainError("E-race-sharded", key="search", got=options.search)
     check_repeatable(batches)
     move_to_train(net, options.device)
     net.restore()

@@ -75,12 +75,7 @@ class Strengths:
         for first, strength in reversed(self._changes):
             if first <= number:
                 return strength
-        raise TrainError(
-            "the strength of a pass that is recomputed is not known any more",
-            got=f"more than {KEPT} changes of the strength since then",
-            expected="a backward pass sooner",
-            hint="Call backward() after each pass, or turn gradient checkpointing off",
-        )
+        raise TrainError("E-strength-forgotten", kept=KEPT)
 
 
 def _recomputed() -> tuple[int, int] | None:

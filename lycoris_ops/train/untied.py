@@ -17,13 +17,7 @@ def check_untied(model: nn.Module, path: str) -> None:
     """Raise LycorisError where the pass of a model depends on whether its weights are tied."""
     for _, config in _configs(model, path):
         if getattr(config, "is_encoder_decoder", False):
-            raise LycorisError(
-                "the weights of a model with an encoder and a decoder cannot be untied",
-                weight=path,
-                got=type(config).__name__,
-                expected="a model with a decoder alone",
-                hint=f"Save the network and apply it beside the model, or train without {path}",
-            )
+            raise LycorisError("E-encoder-decoder-not-untied", weight=path, got=type(config).__name__)
 
 
 def give_own_weights(model: nn.Module, path: str, sites: Mapping[str, Site]) -> None:

@@ -47,13 +47,9 @@ class Times:
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, ByTokens) and not self.shift > 0:
-            raise TrainError("the shift must be above 0", got=f"{self.shift}")
+            raise TrainError("E-shift-not-positive", got=self.shift)
         if not 0 <= self.between[0] < self.between[1] <= 1:
-            raise TrainError(
-                "times lie between two numbers of 0 to 1, the lower first",
-                key="between",
-                got=f"{self.between}",
-            )
+            raise TrainError("E-times-out-of-range", key="between", got=str(self.between))
 
     def at(self, shares: Tensor, tokens: int) -> Tensor:
         """The times at these quantiles of the distribution. Evenly spaced ones suit a validation."""

@@ -140,10 +140,7 @@ class Config:
             converted = read(value)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
-                "the value of a setting cannot be read",
-                key=f"{self.within}{key}",
-                got=str(value),
-                hint="Correct it in the text, or delete it",
+                "E-config-value-unreadable", key=f"{self.within}{key}", got=str(value)
             ) from error
         if converted is None:
             self.notes.append(f"{self.within}{key} = {value}")
@@ -151,11 +148,11 @@ class Config:
         low, high = self._ranges.get(name, (None, None))
         if low is not None and high is not None and not low <= converted <= high:
             raise LycorisError(
-                "the value of a setting is out of its range",
+                "E-config-value-out-of-range",
                 key=f"{self.within}{key}",
+                low=f"{low:g}",
+                high=f"{high:g}",
                 got=str(value),
-                expected=f"{low:g} to {high:g}",
-                hint="Correct it in the text, or delete it",
             )
         self.values[name] = converted
 
@@ -322,9 +319,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
             trainer.read(config)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
-                "the value of a setting cannot be read",
-                got=f"{type(error).__name__}: {error}",
-                expected=f"a config of {trainer.NAME}",
+                "E-config-value-unparsable", name=type(error).__name__, error=error, NAME=trainer.NAME
             ) from error
         left = [f"{key} = {value}" for key, value in config.rest().items()]
         named = places(inputs())
@@ -336,21 +331,17 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
             "notes": [*config.notes, *left],
         }
     raise LycorisError(
-        "no known trainer has such settings",
+        "E-config-in-another-file" if "config_file" in table else "E-config-trainer-unknown",
         got=", ".join(map(str, list(table)[:6])) or "an empty text",
         expected=", ".join(f"{trainer.NAME} ({trainer.FORM})" for trainer in known),
-        hint=f"Paste the text of {table['config_file']}" if "config_file" in table else None,
+        named=table.get("config_file"),
     )
 
 
 def _table(text: str) -> dict[str, Any]:
     """The text as a table: JSON, TOML, YAML or a command line."""
     if len(text) > MOST_TEXT:
-        raise LycorisError(
-            "the text is too long for a config",
-            got=f"{len(text)} characters",
-            expected=f"at most {MOST_TEXT}",
-        )
+        raise LycorisError("E-config-too-long", count=len(text), most_text=MOST_TEXT)
     wrong: dict[str, str] = {}
     # A command line with a colon in a text would be a table in YAML too.
     forms = {"JSON": json.loads, "TOML": _toml, "a command line": _command, "YAML": _yaml}
@@ -362,14 +353,10 @@ def _table(text: str) -> dict[str, Any]:
             continue
         if isinstance(values_read, dict):
             if _count(values_read, {}) > MOST_VALUES:
-                raise LycorisError("the config has too many values", expected=f"at most {MOST_VALUES}")
+                raise LycorisError("E-config-too-many-values", most_values=MOST_VALUES)
             return cast("dict[str, Any]", values_read)
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
-    raise LycorisError(
-        "the text is not a config",
-        got=wrong.get("a command line", wrong.get(likely)),
-        expected="a table in TOML, YAML or JSON, or a command line",
-    )
+    raise LycorisError("E-config-not-a-config", got=wrong.get("a command line", wrong.get(likely)))
 
 
 def _count(value: Any, known: dict[int, float]) -> float:

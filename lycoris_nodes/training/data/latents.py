@@ -50,13 +50,11 @@ def latent_of(
         latents = [_as_expected(model, latents[0])]
     for checked in latents:
         if checked.shape[0] != 1:
-            raise TrainError(
-                "a sample must be one latent", got=str(list(checked.shape)), expected="a batch of 1"
-            )
+            raise TrainError("E-sample-latents-several", got=str(list(checked.shape)))
         if not checked.isfinite().all():
-            raise TrainError("a latent has values that are not finite", got=f"of shape {list(checked.shape)}")
+            raise TrainError("E-latent-not-finite", shape=list(checked.shape))
     if not any(bool(each.any()) for each in latents):
-        raise TrainError("a latent is all zeros", hint="It is empty: encode a picture by VAE Encode")
+        raise TrainError("E-latent-all-zeros")
     values, shapes = host.packed(latents) if nested else (latents[0], [latents[0].shape])
     noise_mask = _noise_mask(noise_masks, shapes) if noise_masks is not None else None
     return Latent(model.process_latent_in(values), tuple(shapes), noise_mask)
@@ -67,14 +65,9 @@ def _noise_mask(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor
     mask = host.noise_mask_of(masks, shapes)[:, :1]
     between = mask[(mask != 0) & (mask != 1)]
     if between.numel():
-        raise TrainError(
-            "a frame is given to the model in part, which cannot be trained",
-            got=f"{float(between[0]):g}",
-            expected="0 where a frame is given, 1 where it is made",
-            hint="Set the strength of the node that gives the frame to 1",
-        )
+        raise TrainError("E-frame-given-in-part", got=f"{float(between[0]):g}")
     if not mask.any():
-        raise TrainError("all of a latent is given to the model", expected="a part to make")
+        raise TrainError("E-latent-all-given")
     return mask
 
 
@@ -86,10 +79,7 @@ def _as_expected(model: Any, latent: Tensor) -> Tensor:
         latent = latent.unsqueeze(2)
     if latent.ndim != dimensions + 2 or latent.shape[1] != channels:
         raise TrainError(
-            "the latent is not of this model",
-            got=str(list(latent.shape)),
-            expected=f"{channels} channels and {dimensions} dimensions of space and time",
-            hint="Encode the pictures by the VAE that belongs to the model",
+            "E-latent-of-another-model", channels=channels, dimensions=dimensions, got=str(list(latent.shape))
         )
     return latent
 
@@ -105,7 +95,7 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     """
     shape = latent.shapes[0]
     if not has_pictures(latent.shapes) or len(shape) < 4:
-        raise TrainError("only latents of pictures and videos can have masks")
+        raise TrainError("E-mask-on-unpictured-latent")
     ratio = host.ratios_of(model)[2]
     height, width = shape[-2:]
     pixels = mask.reshape(-1, 1, *mask.shape[-2:])[:1].to(latent.values.device, torch.float32, copy=True)
@@ -116,15 +106,14 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     )
     if not fits:
         raise TrainError(
-            "the mask is not of the size of its picture",
+            "E-mask-size-differs",
+            height=height * ratio,
+            width=width * ratio,
             got="{} x {}".format(*pixels.shape[-2:]),
-            expected=f"{height * ratio} x {width * ratio}",
         )
     bad = pixels[~(pixels.isfinite() & (pixels >= 0))]
     if bad.numel():
-        raise TrainError(
-            "a mask has values that are negative or not finite", got=f"{float(bad[0]):g}", expected="0 to 1"
-        )
+        raise TrainError("E-mask-values-unusable", got=f"{float(bad[0]):g}")
     weights = functional.interpolate(pixels, (height, width), mode="area")
     weights = weights.view(1, 1, *(1 for _ in shape[2:-2]), height, width)
     beside = 0
@@ -132,7 +121,7 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
         beside, _ = host.packed([torch.zeros(shape), *map(torch.ones, others)])
         weights, _ = host.packed([weights.expand(shape), *map(torch.zeros, others)])
     if not (weights if latent.noise_mask is None else weights * latent.noise_mask).any():
-        raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")
+        raise TrainError("E-mask-leaves-nothing")
     return weights + beside
 
 

@@ -65,10 +65,10 @@ class TextEncoder:
         if not any(getattr(tensor, "requires_grad", False) for tensor in tree_leaves(encoded)):
             kinds = ", ".join(sorted(kinds_of(self.session.network)))
             raise TrainError(
-                "these text encoders cannot be trained: their output has no gradient",
+                "E-encoder-without-gradient",
                 key="clip",
-                got=f"{type(self.session.network).__name__} of {kinds}",
-                hint="Remove the links to `clip` and `captions`, and train the model alone",
+                name=type(self.session.network).__name__,
+                kinds=kinds,
             )
         return net
 

@@ -29,11 +29,7 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     if training.strip():
         entries += _of_training(training.strip())
     if not entries:
-        raise TrainError(
-            "there is nothing to judge",
-            got="no stack, and no training",
-            expected="a stack with the files, or the name of a training",
-        )
+        raise TrainError("E-judge-without-files")
     seen: Counter[str] = Counter()
     for number, entry in enumerate(entries):
         seen[entry.name] += 1
@@ -65,12 +61,7 @@ def _of_training(name: str) -> Iterator[Entry]:
     folder = folder_of(name)
     paths = _places(folder)
     if not paths:
-        raise TrainError(
-            "the training has no checkpoints yet",
-            file=shown_path(folder),
-            expected="files such as step-000100.safetensors",
-            hint="Set `checkpoint_every` on Train LoRA / LyCORIS, or link `validation_latents`",
-        )
+        raise TrainError("E-training-without-checkpoints", file=shown_path(folder))
     adapters: dict[str, tuple[int, Adapter]] = {}
     for path in paths:
         adapter = load_adapter(path)

@@ -31,12 +31,7 @@ def strengths_of(text: str) -> tuple[float, ...]:
     strengths = parse_values(text)
     if -LARGEST <= min(strengths) < 0 < max(strengths) <= LARGEST and 0 not in strengths:
         return strengths
-    raise TrainError(
-        "a slider is trained at strengths on both sides of 0",
-        key="strengths",
-        got=text,
-        expected=f"numbers from {STRENGTHS}, below and above 0 but not 0 itself, such as -1, 1",
-    )
+    raise TrainError("E-slider-strengths-one-sided", key="strengths", strengths=STRENGTHS, got=text)
 
 
 def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None, live: Live) -> list[Sample]:
@@ -55,12 +50,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
-        raise TrainError(
-            "a slider between prompts needs both of its ends",
-            key="less" if asked.more else "more",
-            got="nothing",
-            expected="`less` and `more`, or neither for opposed pictures",
-        )
+        raise TrainError("E-slider-end-missing", key="less" if asked.more else "more")
     if asked.schedule == AS_FAMILY:
         # With a falling rate other attributes change less from pictures, and more between prompts.
         constant = asked.more or optimisers()[asked.optimiser].averages
@@ -68,11 +58,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     tell = partial(live.stage, "captions")
     if not asked.more:
         if _is_empty(asked.latents):
-            raise TrainError(
-                "there is nothing to learn from an empty latent without prompts",
-                key="latents",
-                hint="Link `less` and `more`, or opposed pictures to `latents`",
-            )
+            raise TrainError("E-slider-nothing-to-learn", key="latents")
         samples = samples_of(
             session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, tell=tell
         )
@@ -97,20 +83,12 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 def _check_ends(asked: Asked) -> None:
     """Raise TrainError if there is nothing to learn between the captions `less` and `more`."""
     if not asked.guidance:
-        raise TrainError(
-            "without guidance there is nothing to learn between prompts",
-            key="guidance",
-            got="0",
-            expected="above 0; 1 is usual",
-        )
+        raise TrainError("E-slider-guidance-0", key="guidance")
     less, more = sketches_of(less=asked.less, more=asked.more).values()
     for number in range(max(len(less), len(more))):
         if less[number % len(less)] == more[number % len(more)]:
             raise TrainError(
-                "both ends of the slider are the same prompt",
-                key=f"more, number {number % len(more) + 1} of {len(more)}",
-                got="what `less` says",
-                expected="two prompts that differ in what the slider is to move",
+                "E-slider-ends-same-prompt", key=f"more, number {number % len(more) + 1} of {len(more)}"
             )
 
 
@@ -118,11 +96,7 @@ def _rows(samples: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]
     """Opposed pictures as rows, each with one picture for each strength."""
     if len(samples) % len(strengths):
         raise TrainError(
-            "each row needs a picture for each strength",
-            key="latents",
-            got=f"{len(samples)} pictures and {len(strengths)} strengths",
-            expected=f"a multiple of {len(strengths)}",
-            hint="Without `less` and `more` the latents are opposed pictures, in the order of the strengths",
+            "E-slider-row-pictures-missing", key="latents", pictures=len(samples), strengths=len(strengths)
         )
     rows: list[Sample] = []
     for start in range(0, len(samples), len(strengths)):
@@ -132,16 +106,13 @@ def _rows(samples: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]
         ]
         if any(opposed.latent.shapes != opposing[0].latent.shapes for opposed in opposing):
             raise TrainError(
-                "opposed pictures are of several sizes",
+                "E-slider-sizes-differ",
                 key=f"latents, number {start + 1} to {start + len(opposing)}",
                 got=", ".join(str(list(opposed.latent.values.shape)) for opposed in opposing),
-                expected="the same size for all of a row",
             )
         if all(torch.equal(opposed.latent.values, opposing[0].latent.values) for opposed in opposing):
             raise TrainError(
-                "opposed pictures are the same picture",
-                key=f"latents, number {start + 1} to {start + len(opposing)}",
-                expected="pictures that differ in what the slider is to move",
+                "E-slider-pictures-same", key=f"latents, number {start + 1} to {start + len(opposing)}"
             )
         rows.append(replace(opposing[0], others=tuple(opposing[1:])))
     return rows
@@ -167,12 +138,7 @@ def _sampled(
     prompts = texts["positive"]
     for name, ends in texts.items():
         if len(ends) not in (1, len(prompts)):
-            raise TrainError(
-                "there are not as many prompts as in `positive`",
-                key=name,
-                got=f"{len(ends)} and {len(prompts)}",
-                expected="one for each, or one for all",
-            )
+            raise TrainError("E-prompts-miscount", key=name, count=len(ends), prompts=len(prompts))
     empty = [latent for each in asked.latents for latent in empty_latent(session.patcher, each).split(1)]
     repeats = -(-asked.pictures // len(prompts))
     count = repeats * len(prompts)

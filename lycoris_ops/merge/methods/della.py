@@ -25,9 +25,9 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     density, epsilon = options["density"], options["epsilon"]
     if not 0 < density - epsilon <= density + epsilon <= 1:
         raise LycorisError(
-            "DELLA's probabilities must be above 0 and at most 1",
-            got=f"{density - epsilon:g} to {density + epsilon:g}, by density -/+ epsilon",
-            hint="Choose a smaller epsilon, or 0 for DARE",
+            "E-della-probabilities-out-of-range",
+            least=f"{density - epsilon:g}",
+            most=f"{density + epsilon:g}",
         )
     kept = [
         _dropped(deltas.dense(index), density, epsilon, deltas.generator(index), deltas.pause)

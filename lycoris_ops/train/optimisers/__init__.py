@@ -77,7 +77,7 @@ def family_of(name: str) -> OptimiserFamily:
     step = getattr(kind, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
-        raise TrainError("this optimiser needs the loss computed again within a step", got=name)
+        raise TrainError("E-optimiser-needs-closure", got=name)
     # Such as the optimisers of schedulefree: after `eval()` the weights hold their average, until `train()`.
     averages = all(callable(getattr(kind, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
@@ -89,7 +89,7 @@ def class_of(path: str, name: str) -> Any:
     package = required(module, module.partition(".")[0], f"the optimiser {name}")
     kind = getattr(package, attribute, None)
     if not callable(kind):
-        raise TrainError("an unknown optimiser", got=path, expected=f"a class in {module}")
+        raise TrainError("E-optimiser-unknown", module=module, got=path)
     return kind
 
 
@@ -97,9 +97,7 @@ def class_of_torch(name: str, since: str) -> Any:
     """An optimiser of torch that only newer versions have. Raises TrainError where this torch lacks it."""
     kind = getattr(torch.optim, name, None)
     if kind is None:
-        raise TrainError(
-            f"this torch has no {name}", got=torch.__version__, expected=f"torch {since} or newer"
-        )
+        raise TrainError("E-torch-class-absent", name=name, since=since, got=torch.__version__)
     return kind
 
 
@@ -114,7 +112,7 @@ def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: M
     try:
         return make([dict(group) for group in groups], **options)
     except (TypeError, ValueError) as error:
-        raise TrainError("the optimiser refuses its options", got=str(error)) from error
+        raise TrainError("E-optimiser-options-refused", got=str(error)) from error
 
 
 def tensors_of(groups: Sequence[ParameterGroup]) -> list[Tensor]:
@@ -131,10 +129,7 @@ def make_optimiser(
     rates = {group["lr"] for group in groups}
     if family.one_rate and rates != {1.0}:
         raise TrainError(
-            f"{family.name} finds the learning rate itself",
-            got=f"rates of {', '.join(f'{rate:g}' for rate in sorted(rates))}",
-            expected="1 for all layers",
-            hint="Leave the rate to it, without LoRA+ and without rates of single layers",
+            "E-optimiser-finds-rate", name=family.name, rates=tuple(f"{rate:g}" for rate in sorted(rates))
         )
     optimiser = family.make(groups, options)
     for group in optimiser.param_groups:
