@@ -35,7 +35,7 @@ def tables() -> str:
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
     found = sorted(
         set(messages(trees, known_texts())),
-        key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside),
+        key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside, one.code),
     )
     parts: list[str] = []
     for kind, said in known_kinds(trees).items():
