@@ -171,7 +171,7 @@ def _are_texts(values: Sequence[Any]) -> bool:
 
 
 def _unread(got: str) -> Answer:
-    return _error(LycorisError("the question of the page cannot be read", got=got))
+    return _error(LycorisError("E-question-unreadable", got=got))
 
 
 def _error(error: LycorisError) -> Answer:

@@ -144,7 +144,7 @@ class BypassInjection(PatcherInjection):
             for path, plan in self.plans.items():
                 module = layer_of(patcher, path)
                 if module is None:
-                    raise LycorisError("the loaded model has no layer of this name to bypass", key=path)
+                    raise LycorisError("E-bypass-layer-absent", key=path)
                 below = below_hooks(patcher, path)
                 beside = bool(below) and not (plan.additive or plan.placed)
                 if beside:
@@ -276,11 +276,7 @@ class BypassInjection(PatcherInjection):
             return ()
         crops = tuple(crop_of(whole, window, self._sampling.retained, area) for area in areas)
         if any(tuple(map(len, crop.kept)) != size for crop in crops):
-            raise LycorisError(
-                "a mask cannot be laid on a picture that another node samples in parts",
-                got=f"a part of {list(size)}",
-                expected=f"all of {list(whole)}, an area of a conditioning, or a context window",
-            )
+            raise LycorisError("E-mask-in-parts-of-picture", size=list(size), whole=list(whole))
         return crops
 
     def _blended(self, of_model: OfModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -288,23 +284,14 @@ class BypassInjection(PatcherInjection):
         if of_model.blend is None:
             return options
         if (options.get("patches_replace") or {}).get("attn2"):
-            raise LycorisError(
-                "a mask cannot be laid on a cross-attention that another node replaces, such as IPAdapter",
-                expected="ComfyUI's own cross-attention",
-                hint="Leave the node out, or give the layers of the cross-attention the weight 0 by the rule "
-                "`*attn2* = 0` in Weight LyCORIS Blocks",
-            )
+            raise LycorisError("E-mask-on-replaced-attention")
         attend = blended_attention(of_model.blend, options.get("optimized_attention_override"))
         return {**options, "optimized_attention_override": attend}
 
     def _locate(self, of_model: OfModel, hooks: Bypass, path: str, x: torch.Tensor) -> None:
         """Give a layer's hooks the places of its tokens in the pass that begins."""
         if of_model.passing is None:
-            raise LycorisError(
-                "a layer whose strength differs over places was called outside of sampling",
-                key=path,
-                hint="Remove the mask: only sampling says where the places are",
-            )
+            raise LycorisError("E-mask-outside-sampling", key=path)
         kernel, kind = len(hooks.plan.geometry.kernel), self.tokens[path]
         if kind in APART:
             of_model.keys = path

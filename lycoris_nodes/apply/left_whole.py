@@ -39,12 +39,7 @@ class LeftWhole:
         """Note a layer on which the mask has no effect."""
         if self._strict:
             raise LycorisError(
-                "a mask cannot be applied to a layer whose tokens do not fit the picture and the text, and "
-                "strict is on",
-                key=path,
-                got=unlike.got,
-                expected=unlike.expected,
-                hint=f"{HINT}. With strict off the layer acts everywhere",
+                "E-mask-tokens-misfit-strict", key=path, advice=HINT, got=unlike.got, expected=unlike.expected
             )
         layers = self._found.setdefault(self._sampler, {})
         self._changed = self._changed or layers.get(path) != unlike

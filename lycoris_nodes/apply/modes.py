@@ -252,12 +252,7 @@ def _plan(
     if before is not None:
         obstacle = "an earlier node bypasses it; set the mode of that node to merge too"
     if obstacle is not None:
-        raise LycorisError(
-            "a layer can be neither bypassed nor merged",
-            key=path,
-            got=f"not bypassed: {plan}; not merged: {obstacle}",
-            hint=f"To leave it out, give it the rule `{path} = 0` in Weight LyCORIS Blocks",
-        )
+        raise LycorisError("E-layer-neither-bypassed-nor-merged", key=path, plan=plan, obstacle=obstacle)
     return None, plan
 
 

@@ -101,9 +101,13 @@ def memory_named(
             raise
         name, size = dtype_name(dtype), math.prod(shape) * dtype.itemsize / 1e6
         raise PatchMemoryError(
-            f"there is no memory {purpose}",
+            "E-memory-for-weight",
             key=key,
-            got=f"a weight of {list(shape)}, {name} on {device}, {size:.1f} MB",
+            purpose=purpose,
+            shape=list(shape),
+            name=name,
+            device=str(device),
+            size=f"{size:.1f}",
             hint=hint,
         ) from error
 

@@ -115,11 +115,7 @@ def _bounded(path: Path, seconds: float) -> float:
     """The length of a clip. Raises TrainError for more than `LONGEST`."""
     if seconds > LONGEST:
         raise TrainError(
-            "the clip is too long",
-            file=str(path),
-            got=f"{seconds / 60:.0f} minutes",
-            expected=f"at most {LONGEST / 60:.0f}",
-            hint="Cut out the part to train on",
+            "E-clip-too-long", file=str(path), seconds=f"{seconds / 60:.0f}", longest=f"{LONGEST / 60:.0f}"
         )
     return seconds
 
@@ -141,16 +137,11 @@ def frame_files(folder: Path) -> list[Path]:
     """The pictures in a folder, in natural order. Raises TrainError for none, and for several sizes."""
     frames = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
     if not frames:
-        raise TrainError(
-            f"a folder whose name ends in {FRAMES} is a clip, and this one has no frames",
-            file=str(folder),
-            expected=f"pictures that end in {', '.join(PICTURES)}",
-            hint="Put its frames there, or take it out of the folder",
-        )
+        raise TrainError("E-clip-without-frames", file=str(folder), frames=FRAMES, pictures=PICTURES)
     sizes = {path: size_of(path) for path in frames}
     if other := next((path for path in frames if sizes[path] != sizes[frames[0]]), None):
         raise TrainError(
-            "all frames of a clip must have one size",
+            "E-clip-sizes-differ",
             file=str(other),
             got="{} x {}".format(*sizes[other]),
             expected="{} x {}".format(*sizes[frames[0]]),
@@ -304,9 +295,5 @@ def _readable(path: Path) -> Generator[None]:
         yield
     except (*UNREADABLE, cast("Any", av).FFmpegError) as error:
         raise TrainError(
-            "the clip cannot be read",
-            file=str(path),
-            # Without the number and the path of FFmpeg's own message.
-            got=getattr(error, "strerror", None) or str(error),
-            hint="Save it again as MP4, or take it out of the folder",
+            "E-clip-unreadable", file=str(path), got=getattr(error, "strerror", None) or str(error)
         ) from error

@@ -115,10 +115,7 @@ class PictureFolder:
             return cls._of(path, clips=clips)
         except OSError as error:
             raise TrainError(
-                "the folder cannot be read",
-                file=str(error.filename or path),
-                got=error.strerror,
-                hint="Give ComfyUI the right to read it, or take it out of the folder of pictures",
+                "E-pictures-folder-unreadable", file=str(error.filename or path), got=error.strerror
             ) from error
 
     @classmethod
@@ -199,10 +196,10 @@ class PictureFolder:
         reasons = {reason: tuple(sorted(names)) for reason, names in left_out.items() if names}
         if not pictures:
             raise TrainError(
-                "there are no pictures in the folder",
+                "E-folder-without-pictures",
                 file=str(path),
-                got="; ".join(f"{reason}: {few(names)}" for reason, names in reasons.items()) or "nothing",
-                expected=f"files that end in {', '.join((*PICTURES, *(CLIPS if clips else ())))}",
+                pictures=(*PICTURES, *(CLIPS if clips else ())),
+                got="; ".join((f"{reason}: {few(names)}" for reason, names in reasons.items())) or "nothing",
                 hint=next((HINTS[reason] for reason in HINTS if reason in reasons), None),
             )
         return cls(path, _in_proportion(pictures), reasons)
@@ -374,12 +371,11 @@ def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
     if samples > MOST:
         most = max(pictures, key=lambda picture: picture.repeats)
         raise TrainError(
-            "the folders' names repeat pictures too often",
+            "E-folders-repeat-too-often",
             file=str(most.path.parent),
-            got=f"{samples} samples of {len(pictures)} pictures",
-            expected=f"at most {MOST}",
-            hint="A number and `_` at the start of a folder's name say how often its pictures count. Rename "
-            "the folder",
+            samples=samples,
+            count=len(pictures),
+            most=MOST,
         )
     return tuple(replace(picture, repeats=picture.repeats // common) for picture in pictures)
 

@@ -48,13 +48,7 @@ def caption_of_json(path: Path) -> str | None:
     try:
         return one_line(_caption(cast("dict[str, Any]", row)), path) or None
     except MALFORMED as error:
-        raise TrainError(
-            "the caption in a JSON is not a text",
-            file=str(path),
-            got=str(error),
-            expected='{"caption": "a cat", "tags": ["cat", "sofa"]}',
-            hint="Correct it, or take it out of the folder",
-        ) from error
+        raise TrainError("E-caption-not-text", file=str(path), got=str(error)) from error
 
 
 @dataclass
@@ -115,12 +109,7 @@ def _forms(name: str) -> tuple[str, str]:
 def _read(path: Path, raw: bytes) -> _List:
     text = text_of(raw, path)
     if (count := text.count("{") + text.count("[")) > OPENED:
-        raise TrainError(
-            "the list of captions is nested too much",
-            file=str(path),
-            got=f"{count} brackets",
-            expected=f"at most {OPENED}",
-        )
+        raise TrainError("E-captions-nested-too-deep", file=str(path), count=count, opened=OPENED)
     listing = _List(path)
     kind = path.suffix.lower()
     rows = {".jsonl": _lines, ".csv": _table, ".json": _entries}[kind](path, text)
@@ -203,21 +192,10 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TrainError(
-            "the JSON with captions cannot be read",
-            file=str(path),
-            got=str(error),
-            hint="Correct it, or take it out of the folder",
-        ) from error
+        raise TrainError("E-captions-json-unreadable", file=str(path), got=str(error)) from error
 
 
 def _wrong(
     path: Path, key: str, got: str, expected: str = '{"file_name": "cat.png", "text": "a cat"}'
 ) -> TrainError:
-    return TrainError(
-        "a line of the list of captions cannot be read",
-        file=str(path),
-        key=key,
-        got=got[:80],
-        expected=expected,
-    )
+    return TrainError("E-captions-line-unreadable", file=str(path), key=key, got=got[:80], expected=expected)

@@ -48,14 +48,9 @@ def content_of(path: Path, most: int, what: str = "caption") -> bytes:
             raw = file.read(most + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise TrainError(f"the {what} cannot be read", file=str(path), got=error.strerror) from error
+        raise TrainError("E-text-file-unreadable", file=str(path), what=what, got=error.strerror) from error
     if len(raw) > most:
-        raise TrainError(
-            f"the file is too long for a {what}",
-            file=str(path),
-            got=f"{size} bytes",
-            expected=f"at most {most}",
-        )
+        raise TrainError("E-text-file-too-long", file=str(path), what=what, size=size, most=most)
     return raw
 
 
@@ -69,31 +64,16 @@ def text_of(raw: bytes, path: Path) -> str:
     else:
         where = "it has bytes that are 0"
     if "\0" in text:
-        raise TrainError(
-            "the caption is not a text in UTF-8",
-            file=str(path),
-            got=where,
-            hint="Open it in an editor and save it as UTF-8",
-        )
+        raise TrainError("E-caption-not-utf8", file=str(path), got=where)
     return text
 
 
 def one_line(text: str, path: Path) -> str:
     """A caption on one line. Raises TrainError for one that is too long or has more braces than `BRACED`."""
     if len(text) > LONGEST:
-        raise TrainError(
-            "the text is too long for a caption",
-            file=str(path),
-            got=f"{len(text)} characters",
-            expected=f"at most {LONGEST}",
-        )
+        raise TrainError("E-caption-too-long", file=str(path), count=len(text), longest=LONGEST)
     if text.count("{") > BRACED:
-        raise TrainError(
-            "the caption has too many choices in braces",
-            file=str(path),
-            got=f"{text.count('{')} opening braces",
-            expected=f"at most {BRACED}",
-        )
+        raise TrainError("E-caption-too-many-choices", file=str(path), braces=text.count("{"), braced=BRACED)
     return " ".join(text.split())
 
 

@@ -16,7 +16,7 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 
-from ...lycoris_ops import SAFETENSORS, STATE, LycorisError, WriteError, check_name, number_of
+from ...lycoris_ops import SAFETENSORS, STATE, LycorisError, WriteError, check_name
 
 REMEMBERED = 2.0
 """Seconds for which the list of folders of pictures is remembered."""
@@ -75,7 +75,7 @@ def user_text(name: str) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise LycorisError("the file cannot be read as text", file=str(path), got=str(error)) from error
+        raise LycorisError("E-file-not-text", file=str(path), got=str(error)) from error
 
 
 def output_path(prefix: str, ending: str) -> Path:
@@ -91,12 +91,7 @@ def output_path(prefix: str, ending: str) -> Path:
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     except OSError as error:
-        raise WriteError(
-            "there is no folder for the file, and none can be made",
-            file=prefix,
-            got=str(error.strerror),
-            hint="Use a relative name such as folder/name",
-        ) from error
+        raise WriteError("E-output-folder-not-made", file=prefix, got=str(error.strerror)) from error
     return Path(folder) / f"{name}_{counter:05}_{ending}"
 
 
@@ -134,10 +129,7 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
         )
     if (long := len(os.fsencode(wanted.name))) > LONGEST:
         raise WriteError(
-            "the file name is too long",
-            file=prefix,
-            got=f"{number_of(len(wanted.name), 'character')} of {long} bytes in all",
-            expected=f"at most {LONGEST} bytes",
+            "E-file-name-too-long", file=prefix, count=len(wanted.name), long=long, longest=LONGEST
         )
     return root, wanted
 
@@ -148,11 +140,7 @@ def output_name(path: Path) -> str:
     try:
         return Path(os.path.relpath(path, root)).as_posix()
     except ValueError as error:
-        raise WriteError(
-            "the file is not on the drive of the output folder",
-            file=str(path),
-            expected=f"a path below {root}",
-        ) from error
+        raise WriteError("E-file-on-another-drive", file=str(path), root=root) from error
 
 
 def picture_folders() -> list[str]:

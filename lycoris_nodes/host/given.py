@@ -84,7 +84,7 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
     if ends not in node.frames and ends != NONE:
         if FIRST in node.frames:
             raise TrainError(
-                "this model is given other frames",
+                "E-frames-not-for-model",
                 key="first_frames",
                 got=ends,
                 expected="first, first and last, or none" if BOTH in node.frames else "first or none",
@@ -115,11 +115,7 @@ def check_made(model: Any, settings: Mapping[str, Any]) -> None:
     unmade = family_of(model).unmade
     if unmade and unmade.needed and settings.get(unmade.setting) is None:
         raise TrainError(
-            f"{type(model).__name__} cannot be trained with captions alone: it also takes `{unmade.setting}`",
-            key=unmade.setting,
-            hint=f"It is not made from a folder. ComfyUI's node {unmade.node} makes it: link the "
-            "conditioning from there, with latents of VAE Encode, to `positive` and `latents` of the "
-            "training",
+            "E-captions-alone-not-trainable", key=unmade.setting, name=type(model).__name__, node=unmade.node
         )
 
 

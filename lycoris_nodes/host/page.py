@@ -110,7 +110,7 @@ def answer_post(
         async for chunk in request.content.iter_chunked(1 << 16):
             content += chunk
             if len(content) > MOST_ASKED:
-                error = LycorisError("the text is too long", expected=f"at most {MOST_ASKED >> 20} MB")
+                error = LycorisError("E-question-too-long", most_asked=MOST_ASKED >> 20)
                 return _response(refused(error))
         text = content.decode("utf-8", "replace")
         return _response(await asyncio.to_thread(answer, text))

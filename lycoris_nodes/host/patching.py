@@ -24,20 +24,12 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
     for key in patches:
         reason = merge_obstacle(patcher_of(patched), key)
         if reason is not None:
-            raise LycorisError(
-                "a weight cannot be merged into",
-                key=key,
-                got=reason,
-                hint="Set the mode to bypass, which leaves weights as they are",
-            )
+            raise LycorisError("E-weight-not-merged", key=key, got=reason)
     taken = set(patched.add_patches(patches, 1.0, 1.0))
     refused = sorted(set(patches) - taken)
     if refused:
         raise LycorisError(
-            "ComfyUI did not accept the change of a weight; please report this",
-            key=refused[0],
-            got=f"{len(refused)} of {len(patches)} changes refused",
-            expected="every change accepted",
+            "E-host-refused-change", key=refused[0], refused=len(refused), changes=len(patches)
         )
 
 

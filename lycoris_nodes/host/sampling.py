@@ -139,11 +139,7 @@ def check_vae(vae: Any, shape: Sequence[int]) -> None:
     """Raise TrainError for a VAE that decodes latents of other channels than those of a shape (1, C, ...)."""
     if vae.latent_channels != shape[1]:
         raise TrainError(
-            "the VAE is not the model's",
-            key="vae",
-            got=f"{vae.latent_channels} channels of its latents",
-            expected=str(shape[1]),
-            hint="Link the VAE that belongs to the model",
+            "E-vae-of-another-model", key="vae", latent_channels=vae.latent_channels, expected=str(shape[1])
         )
 
 

@@ -21,13 +21,7 @@ def check_audio_vae(vae: Any, own: Sound) -> None:
     # In older hosts the audio VAE is not a VAE with an inner model, and is refused.
     inner = getattr(vae, "first_stage_model", None)
     if type(inner).__name__ != own.vae:
-        raise TrainError(
-            "this is not the audio VAE of the model",
-            key="audio_vae",
-            got=type(inner or vae).__name__,
-            expected="what the node Load LTXV Audio VAE of a recent ComfyUI loads for LTX-2, or Load VAE for "
-            "MiniMax-H3",
-        )
+        raise TrainError("E-audio-vae-of-another-model", key="audio_vae", got=type(inner or vae).__name__)
 
 
 def heard_by(audio_encoder: Any, wanted: tuple[int, int], sound: Callable[[int], Tensor], frames: int) -> Any:
@@ -41,11 +35,10 @@ def heard_by(audio_encoder: Any, wanted: tuple[int, int], sound: Callable[[int],
     size = (len(layers), layers[0].shape[-1])
     if size != wanted:
         raise TrainError(
-            "this is not the audio encoder of the model",
+            "E-audio-encoder-of-another-model",
             key="audio_encoder",
             got="{} layers of {} values".format(*size),
             expected="{} layers of {} values".format(*wanted),
-            hint="Link the one that you sample the model with",
         )
     return heard
 

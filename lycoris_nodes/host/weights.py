@@ -223,12 +223,7 @@ class LoadedWeights:
         """A weight in float32 on the CPU, unpacked and with its patches."""
         patcher, values = self._owners[key], self.original(key)
         if values is None:
-            raise LycorisError(
-                "a weight of a loaded model cannot be read",
-                key=key,
-                got=merge_obstacle(patcher, key),
-                hint="Choose the model's file instead, or load it in another format",
-            )
+            raise LycorisError("E-loaded-weight-unreadable", key=key, got=merge_obstacle(patcher, key))
         if patches := patcher.patches.get(key):
             values = comfy.lora.calculate_weight(patches, values, key, intermediate_dtype=torch.float32)
         return values

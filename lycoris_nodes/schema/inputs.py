@@ -37,9 +37,9 @@ def stack_input(tooltip: str) -> Any:
 def no_stack(verb: str, stack: Stack | None) -> LycorisError:
     """The error of a node that can do nothing without adapters: none came, or an empty stack."""
     return LycorisError(
-        f"there is nothing to {verb}",
+        "E-stack-absent",
+        verb=verb,
         got="an empty stack" if stack is not None else "no stack",
-        expected="a stack of adapters",
         hint=None if stack is not None else UNLINKED.removesuffix("."),
     )
 
@@ -57,7 +57,7 @@ def check_strength(name: str, value: Any) -> None:
         return
     check(name, "FLOAT", value)
     if abs(value) > LARGEST:
-        raise LycorisError(f"the input `{name}` cannot be used", got=str(value), expected=STRENGTHS)
+        raise LycorisError("E-input-unusable", name=name, got=str(value), expected=STRENGTHS)
 
 
 def output(kind: Any, name: str, tooltip: str, *, many: bool = False) -> Any:

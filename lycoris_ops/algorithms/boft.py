@@ -57,11 +57,7 @@ class Boft(Oft):
             if outputs % count == 0 and outputs // count % 2 == 0 and outputs // count <= max(rank, 2)
         ]
         if not sizes:
-            raise UnsuitedError(
-                "BOFT cannot cut these outputs into 2^p blocks of an even size",
-                got=str(outputs),
-                expected=f"a multiple of 2^p with blocks of at most {rank} rows",
-            )
+            raise UnsuitedError("E-boft-outputs-indivisible", rank=rank, got=str(outputs))
         size = max(sizes)
         stages = (outputs // size - 1).bit_count() + 1
         return cls(oft_blocks=torch.zeros(stages, outputs // size, size, size), alpha=alpha)
@@ -91,7 +87,11 @@ def check_stages(algorithm: str, stages: int, count: int, size: int, of: str) ->
     if size % 2 or stages > count.bit_length() or count % (1 << stages - 1):
         wanted = f"a multiple of {1 << stages - 1} of them" if stages < 64 else "fewer stages"
         raise LayerError(
-            f"the stages of a {algorithm} layer do not fit its blocks",
-            got=f"{stages} stages of {count} blocks of {size} {of}",
-            expected=f"blocks of an even size, {wanted}",
+            "E-boft-stages-misfit",
+            algorithm=algorithm,
+            stages=stages,
+            count=count,
+            size=size,
+            of=of,
+            wanted=wanted,
         )

@@ -46,7 +46,7 @@ def check_alpha(alpha: float, expected: str = "a finite number") -> None:
     """Raise LayerError for NaN and infinity."""
     # Not `isfinite`: torch.compile cannot trace it for a number that varies.
     if not abs(alpha) < math.inf:
-        raise LayerError("alpha is not a finite number", got=str(alpha), expected=expected)
+        raise LayerError("E-alpha-not-finite", got=str(alpha), expected=expected)
 
 
 def scale(alpha: float | None, rank: int) -> float:
@@ -58,11 +58,7 @@ def scale(alpha: float | None, rank: int) -> float:
         return 1.0
     check_alpha(alpha)
     if abs(alpha / rank) > MOST_SCALE:
-        raise LayerError(
-            "alpha is too large",
-            got=f"{alpha:g}",
-            expected=f"alpha / rank of at most {MOST_SCALE:.3g}, the largest float32",
-        )
+        raise LayerError("E-alpha-too-large", most_scale=f"{MOST_SCALE:.3g}", got=f"{alpha:g}")
     return alpha / rank
 
 
@@ -70,9 +66,7 @@ def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> 
     """Raise LayerError unless two sizes, each given with the name of its tensor, are equal."""
     if first[1] != second[1]:
         raise LayerError(
-            f"the {what} of {first[0]} and {second[0]} disagree",
-            got=f"{first[1]} and {second[1]}",
-            expected="one size",
+            "E-sizes-disagree", what=what, one=first[0], other=second[0], size=first[1], other_size=second[1]
         )
 
 
@@ -80,9 +74,7 @@ def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
     """The shape of a tensor that must have at least `least` dimensions."""
     shape = shapes[name]
     if len(shape) < least:
-        raise LayerError(
-            f"{name} has an unusable shape", got=str(list(shape)), expected=f"{least} or more dimensions"
-        )
+        raise LayerError("E-shape-unusable-least", name=name, least=least, got=str(list(shape)))
     return shape
 
 
@@ -90,9 +82,7 @@ def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
     """The shape of a tensor that must have `count` dimensions."""
     shape = dimensions(shapes, name, count)
     if len(shape) > count:
-        raise LayerError(
-            f"{name} has an unusable shape", got=str(list(shape)), expected=f"{count} dimensions"
-        )
+        raise LayerError("E-shape-unusable-dimensions", name=name, count=count, got=str(list(shape)))
     return shape
 
 
@@ -113,7 +103,7 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     """
     shape = dimensions(shapes, name, 1)
     if max(shape) != math.prod(shape):
-        raise LayerError(f"{name} is not a vector", got=str(list(shape)), expected="at most one size above 1")
+        raise LayerError("E-not-a-vector", name=name, got=str(list(shape)))
     return max(shape)
 
 
@@ -126,10 +116,7 @@ def check_work(kind: str, work: int, values: int, held: int) -> None:
     bound = max(SMALL, WORK * (values + held))
     if work > bound:
         raise LayerError(
-            f"{a_layer(kind)} needs products in between that are far larger than its weight and its file",
-            got=f"{work} values in between, for a change of {values} from {held} in the file",
-            expected=f"at most {bound}",
-            hint="No training makes such a file: it is damaged, or made to use up memory",
+            "E-products-too-large", kind=a_layer(kind), work=work, values=values, held=held, bound=bound
         )
 
 
@@ -148,36 +135,24 @@ def number(name: str, tensor: Tensor) -> float:
     check_number(name, tensor)
     if tensor.numel() != 1 or tensor.dtype == torch.bool:
         raise LayerError(
-            f"{name} is not a single number", got=f"{tensor.dtype} {list(tensor.shape)}", expected="[]"
+            "E-not-a-single-number", name=name, dtype=str(tensor.dtype), shape=list(tensor.shape)
         )
     return float(tensor.item())
 
 
 def check_factor(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FACTOR_DTYPES:
-        raise LayerError(
-            "a factor is not of a floating-point dtype",
-            key=name,
-            got=str(tensor.dtype),
-            expected="float16, bfloat16 or float32",
-        )
+        raise LayerError("E-factor-not-floating", key=name, got=str(tensor.dtype))
     if not is_finite(tensor.detach()):
         # Counted only for the message: finite factors need only `is_finite`, which costs less.
         bad = int((~torch.isfinite(tensor.detach().float())).sum())
         raise LayerError(
-            "a factor holds NaN or infinity",
+            "E-factor-not-finite",
             key=name,
             got=f"{bad} of {tensor.numel()} values" if bad else f"values above {MOST_SCALE:.3g}",
-            expected="finite numbers",
-            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
         )
 
 
 def check_number(name: str, tensor: Tensor) -> None:
     if tensor.is_complex() or tensor.is_quantized:
-        raise LayerError(
-            f"{name} is not of a numeric dtype",
-            key=name,
-            got=str(tensor.dtype),
-            expected="integers or floating-point numbers",
-        )
+        raise LayerError("E-dtype-not-numeric", key=name, got=str(tensor.dtype))

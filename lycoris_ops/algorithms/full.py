@@ -71,9 +71,12 @@ class Full(Trained, Fitted):
         at = numbers_of(self.set_rows_at)
         if not all(row >= 0 and row == int(row) for row in at) or len(set(at)) < len(at):
             raise LayerError(
-                f"the values of {ROWS_AT} are not the numbers of different rows",
-                got=f"{len(at)} numbers from {min(at):g} to {max(at):g}, {len(set(at))} of them different",
-                expected="whole numbers from 0 on, each once",
+                "E-set-rows-not-distinct",
+                rows_at=ROWS_AT,
+                numbers=len(at),
+                least=f"{min(at):g}",
+                most=f"{max(at):g}",
+                different=len(set(at)),
             )
 
     def check_fit(self, shape: Sequence[int]) -> None:
@@ -85,12 +88,7 @@ class Full(Trained, Fitted):
         if "_last" not in kept:
             kept["_last"] = int(self.set_rows_at.max())
         if kept["_last"] >= shape[0]:
-            raise LayerError(
-                "the layer sets a row that the weight does not have",
-                got=f"row {kept['_last']} of {shape[0]}, counted from 0",
-                expected=f"{kept['_last'] + 1} rows or more",
-                hint="Enlarge the embedding first, as it was when the rows were trained",
-            )
+            raise LayerError("E-set-row-absent", row=kept["_last"], rows=shape[0], needed=kept["_last"] + 1)
 
     def fault_in_comfy(self) -> str | None:
         if self.set_rows is not None:

@@ -107,8 +107,4 @@ def turned(skew: Tensor, times: float = 1.0) -> Tensor:
     try:
         return cayley(skew, times)
     except NoInverseError:
-        raise LayerError(
-            "the values of a rotation are too large to compute it from them",
-            got=f"values up to {largest(skew):.3g}",
-            expected="a matrix I - Q that has an inverse",
-        ) from None
+        raise LayerError("E-rotation-too-large", skew=f"{largest(skew):.3g}") from None

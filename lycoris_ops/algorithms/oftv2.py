@@ -70,11 +70,7 @@ class OftV2(Trained):
         count, triangle = exactly(shapes, R, 2)
         size = _block(triangle)
         if size * (size - 1) != 2 * triangle:
-            raise LayerError(
-                "the blocks of an oftv2 layer are not triangles",
-                got=str(list(shapes[R])),
-                expected="b * (b - 1) / 2 values a block",
-            )
+            raise LayerError("E-oftv2-blocks-not-triangles", got=str(list(shapes[R])))
         return (None, None if count == 1 else count * size)
 
     @classmethod

@@ -70,11 +70,7 @@ class Tlora(Layer):
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)
         if not is_finite(flat):
-            raise LayerError(
-                "the factors that a tlora layer started from cannot be computed from this weight",
-                got="NaN or infinity",
-                expected="finite numbers",
-            )
+            raise LayerError("E-tlora-start-not-computable")
         left, middle, right = singular(flat)
         # A weight smaller than the rank has fewer triples.
         known = min(rank, len(middle))
@@ -88,10 +84,8 @@ class Tlora(Layer):
     def _start(self) -> Callable[[int, int], int]:
         if self.sig_type is None or self.sig_type not in STARTS:
             raise LayerError(
-                "a tlora layer cannot be applied without the factors that it started from",
+                "E-tlora-start-unknown",
+                starts=" or ".join(STARTS),
                 got=f"sig_type = {self.sig_type}" if self.sig_type else "no sig_type",
-                expected=f"sig_type = {' or '.join(STARTS)}",
-                hint="Give the sig_type that it was trained with, as an option when the adapter is loaded "
-                "or in the file's ss_network_args; a start from random factors cannot be rebuilt",
             )
         return STARTS[self.sig_type]

@@ -81,13 +81,7 @@ class Rebuilt(Hiding):
             return self
         value = own_of(self.module, self.weight)
         if value is not None and only_for_its_module(value):
-            raise LycorisError(
-                "a packed weight cannot be rebuilt, because its module multiplies by the packed values",
-                weight=self.name,
-                got=f"a weight of the class {type(value).__name__}",
-                expected="a weight that is not packed, or a layer beside it",
-                hint="Leave the form to auto, or leave the layer out",
-            )
+            raise LycorisError("E-packed-weight-not-rebuilt", weight=self.name, name=type(value).__name__)
         caller = self.caller or self.module
         hooks: Mapping[int, Any] = cast("Any", caller)._forward_pre_hooks
         there = [getattr(hook, "__self__", None) for hook in hooks.values()]

@@ -111,12 +111,7 @@ DIGITS = 9
 def _from_environment() -> int:
     text = os.environ.get(BOUND, str(DEFAULT_MB))
     if not text.isdecimal() or len(text) > DIGITS:
-        raise LycorisError(
-            f"the environment variable {BOUND}, the size of the adapter cache, is not a number of megabytes",
-            got=repr(text),
-            expected=f"a whole number without a unit, such as {DEFAULT_MB} for 4 GB",
-            hint="Set it to such a number or unset it, and start again",
-        )
+        raise LycorisError("E-cache-size-not-a-number", bound=BOUND, default_mb=DEFAULT_MB, got=repr(text))
     return int(text) << 20
 
 

@@ -95,9 +95,7 @@ class ModelFile:
         for shard in self.shards:
             shard.check_unchanged()
         if self.index and Fingerprint.of(self.path) != self.index.fingerprint:
-            raise FileFormatError(
-                "the index changed after it was opened", file=self.path, hint="Run again to read the new one"
-            )
+            raise FileFormatError("E-index-changed", file=self.path)
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> dict[str, Tensor]:
         """The named tensors, in the order of `names`. Raises FileFormatError where a file changed."""
@@ -113,19 +111,16 @@ def _model_in(folder: Path) -> Path:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise FileFormatError(
-            "the folder cannot be read", file=str(folder), got=str(error.strerror)
-        ) from error
+        raise FileFormatError("E-folder-unreadable", file=str(folder), got=str(error.strerror)) from error
     candidates = [name for name in names if INDEX.fullmatch(name)]
     candidates = candidates or [name for name in names if name.lower().endswith(SAFETENSORS)]
     if len(candidates) == 1:
         return folder / candidates[0]
     other = [name for name in names if name.lower().endswith(PICKLES)]
     raise FileFormatError(
-        "a folder must hold one model",
+        "E-folder-holds-no-single-model",
         file=str(folder),
         got=", ".join(candidates or other) or "neither an index nor a safetensors file",
-        expected="one *.safetensors.index.json, or one .safetensors file",
         hint="Name the file or the index itself" if candidates else "Save the model as safetensors first",
     )
 
@@ -146,11 +141,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
             raise ValueError("no table of tensors")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
-            "not the index of a model in several files",
-            file=fingerprint.path,
-            got=f"{type(error).__name__}: {error}",
-            expected='JSON with "weight_map", the file of each tensor',
-            hint=hint,
+            "E-index-damaged", file=fingerprint.path, name=type(error).__name__, error=error, hint=hint
         ) from error
     for name, file in cast("dict[str, Any]", weight_map).items():
         # A path could name any file of the machine.
@@ -160,14 +151,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
             or "\\" in file
             or not file.endswith(SAFETENSORS)
         ):
-            raise FileFormatError(
-                "the index names a file that is not beside it",
-                file=fingerprint.path,
-                key=name,
-                got=repr(file),
-                expected="the name of a safetensors file in the same folder",
-                hint="Move the files of the model beside its index, and name them there without a folder",
-            )
+            raise FileFormatError("E-index-file-absent", file=fingerprint.path, key=name, got=repr(file))
     return Index(fingerprint, cast("dict[str, Any]", metadata)), cast("dict[str, str]", weight_map)
 
 
@@ -177,9 +161,7 @@ def shard_names(index: str, count: int) -> list[str]:
     Raises WriteError for a name that is not an index's.
     """
     if not INDEX.fullmatch(index):
-        raise WriteError(
-            "this is not the name of an index", file=index, expected="a name in .safetensors.index.json"
-        )
+        raise WriteError("E-index-name-unusable", file=index)
     return [f"{stem_of(index)}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 

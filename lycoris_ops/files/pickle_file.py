@@ -78,11 +78,7 @@ class PickleFile(DiskFile):
         fingerprint = Fingerprint.of(path)
         if torch.__version__ < "2.6":
             raise FileFormatError(
-                "torch before 2.6 reads such files in a way that lets them run code",
-                file=fingerprint.path,
-                got=f"torch {torch.__version__}",
-                expected="torch 2.6 or newer",
-                hint="Convert the file to .safetensors, or update torch",
+                "E-torch-too-old-for-pickle", file=fingerprint.path, version=torch.__version__
             )
         with open_file(fingerprint.path) as file:
             check_no_answer(file, fingerprint.path)
@@ -219,18 +215,11 @@ def _table(path: str) -> dict[str, Any]:
         raise _not_plain(path, f"data that torch cannot read ({type(error).__name__}: {why})") from error
     inner: Any = cast("dict[Any, Any]", value).get("state_dict", value) if isinstance(value, dict) else value
     if not isinstance(inner, dict):
-        raise FileFormatError(
-            "the file holds no table of tensors",
-            file=path,
-            got=type(cast("object", inner)).__name__,
-            expected="a table",
-        )
+        raise FileFormatError("E-file-without-table", file=path, got=type(cast("object", inner)).__name__)
     table = cast("dict[Any, Any]", inner)
     for name in table:
         if type(name) is not str:
-            raise FileFormatError(
-                "the name of an entry is not text", file=path, got=type(name).__name__, expected="text"
-            )
+            raise FileFormatError("E-entry-name-not-text", file=path, got=type(name).__name__)
     check_names(table.keys(), path)
     return table
 
@@ -240,7 +229,7 @@ def _described(name: str, entry: Any, path: str) -> TensorInfo:
     plain = type(entry) in (Tensor, nn.Parameter) and entry.layout == torch.strided
     if not plain or entry.dtype not in DTYPE_NAMES or stated_shape(tuple(entry.shape)) is None:
         raise FileFormatError(
-            "an entry is not a plain tensor",
+            "E-entry-not-plain-tensor",
             file=path,
             key=name,
             got=f"a tensor of dtype {dtype_name(entry.dtype)}"
@@ -259,21 +248,15 @@ def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerpr
     for name, tensor in table.items():
         size = tensor.untyped_storage().nbytes()
         if size and size not in sizes:
-            raise FileFormatError(
-                "the data of a tensor differ in size from what the file says",
-                file=fingerprint.path,
-                key=name,
-                got=f"{size} bytes",
-                expected="the size of one of the archive's members",
-                hint="The file is damaged: download or save it again",
-            )
+            raise FileFormatError("E-tensor-size-differs", file=fingerprint.path, key=name, size=size)
     total = sum(tensor.numel() * tensor.element_size() for tensor in table.values())
     if total > MAX_SHARING * fingerprint.size:
         raise FileFormatError(
-            "the tensors of the file overlap too much",
+            "E-tensors-overlap",
             file=fingerprint.path,
-            got=f"{total} bytes of tensors in a file of {fingerprint.size}",
-            expected=f"at most {MAX_SHARING} times as many bytes as the file has",
+            total=total,
+            size=fingerprint.size,
+            max_sharing=MAX_SHARING,
         )
 
 
@@ -284,10 +267,4 @@ def _not_plain(path: str, content: str, start: bytes = b"") -> FileFormatError:
         hint = "It is a safetensors file: rename it so that it ends in .safetensors"
     elif content == LAYOUT:
         hint = "If torch.load(path, weights_only=True) reads it, save it again as .safetensors"
-    return FileFormatError(
-        "not a pickle of plain tensors",
-        file=path,
-        got=content,
-        expected="a table of tensors saved by torch, with nothing else in it",
-        hint=hint,
-    )
+    return FileFormatError("E-pickle-not-plain", file=path, got=content, hint=hint)

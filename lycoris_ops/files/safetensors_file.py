@@ -84,11 +84,10 @@ class SafetensorsFile(DiskFile):
                 # It may be a folder that does not exist.
                 Fingerprint.of(path)
             raise FileFormatError(
-                "only a safetensors checkpoint can be streamed",
+                "E-file-not-streamable",
                 file=str(path),
                 got=ending or "no ending",
                 expected=" or ".join(SAFETENSORS),
-                hint="Load it, and save it as safetensors first",
             )
         return cls.open(path)
 
@@ -111,7 +110,7 @@ class SafetensorsFile(DiskFile):
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
             raise FileFormatError(
-                "torch does not have the dtype of a tensor",
+                "E-tensor-dtype-unknown-to-torch",
                 file=self.path,
                 key=name,
                 got=info.dtype,
@@ -140,9 +139,7 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
         text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise WriteError(
-            "a name or an entry of the metadata cannot be written as text",
-            got=error.object[max(0, error.start - 20) : error.end + 20],
-            expected="characters that UTF-8 has",
+            "E-metadata-not-text", got=error.object[max(0, error.start - 20) : error.end + 20]
         ) from None
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -68,12 +68,12 @@ class Fingerprint:
                 status = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             # ValueError: the name holds a null, or another character that the disk does not allow.
-            raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
+            raise FileFormatError("E-file-absent", file=str(path), hint=hint) from None
         except OSError as error:
             why = str(error.strerror)
-            raise FileFormatError("the file cannot be read", file=str(path), got=why, hint=hint) from error
+            raise FileFormatError("E-config-file-unreadable", file=str(path), got=why, hint=hint) from error
         if not stat.S_ISREG(status.st_mode):
-            raise FileFormatError("this is not a file", file=str(path), hint=hint)
+            raise FileFormatError("E-not-a-file", file=str(path), hint=hint)
         return cls(path=str(full), size=status.st_size, mtime_ns=status.st_mtime_ns)
 
     @classmethod
@@ -208,11 +208,7 @@ class DiskFile(ABC):
     def check_unchanged(self) -> None:
         """Raise FileFormatError where the file changed since it was opened."""
         if Fingerprint.of(self.path) != self.fingerprint:
-            raise FileFormatError(
-                "the file changed after it was opened",
-                file=self.path,
-                hint="Run again to read the new file",
-            )
+            raise FileFormatError("E-file-changed", file=self.path)
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. Raises FileFormatError where the file changed since it was opened."""
@@ -229,7 +225,7 @@ def open_file(path: str) -> BinaryIO:
         # Unbuffered, since each tensor is read in one piece, straight into its own memory.
         return cast("BinaryIO", Path(path).open("rb", buffering=0))
     except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+        raise FileFormatError("E-config-file-unreadable", file=path, got=str(error.strerror)) from error
 
 
 ANSWERS = {
@@ -266,15 +262,9 @@ def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
         try:
             count = cast("Any", file).readinto(view[done:])
         except OSError as error:
-            raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+            raise FileFormatError("E-config-file-unreadable", file=path, got=str(error.strerror)) from error
         if not count:
-            raise FileFormatError(
-                "the file ends in the middle of a tensor",
-                file=path,
-                got=f"{done} bytes",
-                expected=f"{len(view)} bytes",
-                hint="The file is incomplete: download or save it again",
-            )
+            raise FileFormatError("E-file-truncated", file=path, done=done, count=len(view))
         done += count
 
 
@@ -285,19 +275,18 @@ def check_names(names: Collection[str], path: str) -> None:
     which cannot be written to a file or a terminal.
     """
     if len(names) > MAX_TENSORS:
-        raise FileFormatError(
-            "the file has too many tensors", file=path, got=str(len(names)), expected=f"at most {MAX_TENSORS}"
-        )
+        raise FileFormatError("E-tensors-too-many", file=path, max_tensors=MAX_TENSORS, got=str(len(names)))
     for name in names:
         dots = name.count(".")
         if len(name) > MAX_KEY or dots > MAX_DOTS or not is_text(name):
             raise FileFormatError(
-                "a tensor has a name that no layer of a model has",
+                "E-tensor-name-implausible",
                 file=path,
                 key=name,
-                got=f"{len(name)} characters, {dots} of them dots",
-                expected=f"text of at most {MAX_KEY} characters and {MAX_DOTS} dots",
-                hint="The file is damaged or malicious",
+                count=len(name),
+                dots=dots,
+                max_key=MAX_KEY,
+                max_dots=MAX_DOTS,
             )
 
 

@@ -73,14 +73,15 @@ class TreeForm:
     def _read(self, path: Path, unpacked: Callable[[Any, SafetensorsFile, Mapping[str, int]], Any]) -> Any:
         file = SafetensorsFile.open(path)
         if self.key not in file.metadata:
-            raise FileFormatError(f"this is not {self.what}", file=str(path), hint=self.hint)
+            raise FileFormatError("E-not-a-tree-file", file=str(path), what=self.what, hint=self.hint)
         try:
             table = parse_json(file.metadata[self.key])
             version, tree = table["version"], table["state"]
             if version != self.version:
                 raise FileFormatError(
-                    f"{self.what} is of another version",
+                    "E-tree-file-version-unknown",
                     file=str(path),
+                    what=self.what,
                     got=str(version),
                     expected=str(self.version),
                 )
@@ -90,17 +91,17 @@ class TreeForm:
             return unpacked(tree, file, sums)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileFormatError(
-                f"{self.what} is damaged",
+                "E-tree-file-damaged",
                 file=str(path),
+                what=self.what,
                 got=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
-                hint="Use an earlier file or another copy, and check the disk",
             ) from error
 
     def _packed(self, value: Any, tensors: dict[str, Tensor], path: str) -> Any:
         """A value as JSON. A type that JSON lacks becomes a table with one key: the type's name."""
         if isinstance(value, Tensor):
             if value.dtype not in DTYPE_NAMES:
-                raise WriteError("no file can hold a tensor of this dtype", file=path, got=str(value.dtype))
+                raise WriteError("E-dtype-not-storable", file=path, got=str(value.dtype))
             name = f"t{len(tensors)}"
             tensors[name] = value.detach().cpu().contiguous()
             return {"tensor": name}
@@ -117,12 +118,7 @@ class TreeForm:
             kind = "list" if isinstance(value, list) else "tuple"
             items = cast("Sequence[Any]", value)
             return {kind: [self._packed(item, tensors, path) for item in items]}
-        raise WriteError(
-            f"{self.what} holds a value that no file can hold",
-            file=path,
-            got=type(value).__name__,
-            expected="tensors, numbers, texts, and lists and tables of these",
-        )
+        raise WriteError("E-value-not-storable", file=path, what=self.what, got=type(value).__name__)
 
 
 class _OnDemand:

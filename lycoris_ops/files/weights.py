@@ -105,12 +105,11 @@ class FileWeights:
         weight = self._quantised.get(key)
         if weight is None and key not in self._plain:
             raise FileFormatError(
-                "a weight is quantised, so its values cannot be read",
+                "E-weight-quantised-unreadable",
                 file=self.name,
                 key=key,
                 got=stored_as(self.file.tensors[key].dtype, self._unread.get(key)),
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
-                hint="Give a codec that reads its format, or take the file it was quantised from",
             )
         # Weights are read once, and would evict adapters from a cache.
         if weight is None or self._codec is None:

@@ -228,11 +228,11 @@ def _take_back(unfinished_of: Mapping[Path, Path], aside: Mapping[Path, Path], e
                 os.replace(aside[path], path)
     except OSError as refused:
         raise WriteError(
-            "the files cannot be replaced, and the earlier ones cannot be put back",
+            "E-files-not-put-back",
             file=str(next(iter(unfinished_of))),
-            got=f"{error}; {refused}",
-            hint="The earlier ones are whole and in the same folder. Put each back by hand: its name there "
-            f"begins with a dot and ends in {UNFINISHED}",
+            error=str(error),
+            refused=refused,
+            unfinished=UNFINISHED,
         ) from error
 
 
@@ -279,19 +279,12 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     device = next((segment for segment in Path(text).parts if DEVICE.fullmatch(segment)), None)
     if ON_WINDOWS and device is not None:
-        raise WriteError(
-            "Windows keeps this name for a device", file=text, got=device, hint="Give it another name"
-        )
+        raise WriteError("E-name-reserved-by-windows", file=text, got=device)
     # Linux would write half of a surrogate pair (Cs) as a byte that is not text in any encoding. Windows
     # refuses control characters (Cc), and every system refuses NUL.
     wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)
     if wrong is not None:
-        raise WriteError(
-            "a name cannot have this character",
-            file=ascii(text)[1:-1],
-            got=ascii(wrong)[1:-1],
-            expected="a name that can be written as text",
-        )
+        raise WriteError("E-name-character-unusable", file=ascii(text)[1:-1], got=ascii(wrong)[1:-1])
     return Path(path)
 
 
@@ -300,7 +293,7 @@ def safetensors_path(path: str | os.PathLike[str]) -> Path:
     target = check_name(path)
     if target.suffix.lower() not in SAFETENSORS:
         raise WriteError(
-            "a file can only be written as safetensors",
+            "E-file-not-safetensors",
             file=str(target),
             got=target.suffix or "no ending",
             expected=either(SAFETENSORS),
@@ -316,13 +309,7 @@ def check_other(path: Path, source: str, what: str = "the base model") -> None:
     with system_errors(path):
         same = path.exists() and os.path.exists(source) and path.samefile(source)
     if same:
-        raise WriteError(
-            f"the output file is {what}, which would be lost",
-            file=str(path),
-            got=source,
-            expected="another file",
-            hint="Choose another name",
-        )
+        raise WriteError("E-output-replaces-input", file=str(path), what=what, got=source)
 
 
 def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
@@ -344,13 +331,11 @@ def _home(folder: Path, *, make_folder: bool) -> Path:
 def _check_path(path: Path, home: Path) -> None:
     """Raise WriteError unless `path` can be a file in the folder `home`, or in a new folder there."""
     if not home.is_dir():
-        raise WriteError("there is no such folder", file=str(path), expected="an existing folder")
+        raise WriteError("E-folder-absent", file=str(path))
     if path.is_dir():
-        raise WriteError("there is a folder of that name", file=str(path), expected="a file's name")
+        raise WriteError("E-name-is-a-folder", file=str(path))
     if path.exists() and not path.is_file():
-        raise WriteError(
-            "something of that name is neither a file nor a folder", file=str(path), expected="a file's name"
-        )
+        raise WriteError("E-name-is-no-file", file=str(path))
 
 
 def check_room(path: Path, size: int, what: str = "the file", *, home: Path | None = None) -> None:
@@ -361,11 +346,11 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
     free = shutil.disk_usage(home or path.parent).free
     if size > free:
         raise WriteError(
-            f"there is no room for {what}",
+            "E-disk-full-before-writing",
             file=str(path),
-            got=f"{free / 1e6:,.2f} MB free",
-            expected=f"{size / 1e6:,.2f} MB",
-            hint="Free some space or choose another folder",
+            what=what,
+            free=f"{free / 1000000.0:,.2f}",
+            size=f"{size / 1000000.0:,.2f}",
         )
 
 
@@ -393,8 +378,4 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
 
 
 def _taken(path: Path) -> WriteError:
-    return WriteError(
-        "there is a file of that name already",
-        file=str(path),
-        hint="Choose another name, or allow it to be replaced (overwrite, --overwrite)",
-    )
+    return WriteError("E-file-exists", file=str(path))

@@ -69,10 +69,7 @@ def by_size(
         _check_room(offered, size, room, beside)
     elif isinstance(size, Energy) and is_short(candidates, size, signal, full, beside):
         raise PlanError(
-            "layers of this kind cannot keep that much",
-            got=f"at most {_most(candidates) / signal:.2%}",
-            expected=f"{size.share:.2%} of the energy",
-            hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",
+            "E-energy-not-reachable", measured=f"{_most(candidates) / signal:.2%}", share=f"{size.share:.2%}"
         )
     return allocate(offered, accepting(size, room, signal, full))
 
@@ -122,10 +119,10 @@ def _check_room(
     if room < smallest:
         unit = "bytes" if in_bytes(size) else "parameters"
         raise PlanError(
-            "the budget is below the smallest adapter",
-            got=f"{room + beside:,} {unit}",
-            expected=f"at least {smallest + beside:,} {unit} for one layer",
-            hint="Ask for more, or for a kind that takes less (lokr)",
+            "E-budget-below-smallest-adapter",
+            room=f"{room + beside:,}",
+            unit=unit,
+            smallest=f"{smallest + beside:,}",
         )
 
 

@@ -149,10 +149,7 @@ class _Engine:
             for source in self.sources:
                 self._make(source, self.candidates.pop(source.name), chosen.get(source.name, NOTHING))
         if not self.layers:
-            raise PlanError(
-                "nothing is left of the changes",
-                got=f"{number_of(len(self.sources), 'change')} of weights, each zero or only rounding",
-            )
+            raise PlanError("E-changes-only-rounding", count=len(self.sources))
         stays = ""
         if self.own == len(self.sources):
             smaller = self.settings.never_larger
@@ -452,9 +449,4 @@ def _is_here(bound: float | Tensor) -> bool:
 
 
 def _not_finite() -> LayerError:
-    return LayerError(
-        "a change holds NaN or infinity",
-        got="values that are not finite",
-        expected="finite numbers",
-        hint="Take the layer or the file out: nothing can be made of it",
-    )
+    return LayerError("E-change-not-finite")

@@ -86,7 +86,7 @@ def _join_of(pieces: Pieces) -> Join:
 
 def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
     return LayerError(
-        "layers of this kind cannot be joined into one layer",
+        "E-kinds-not-joinable",
         got=layer.algorithm + (" with DoRA" if DORA in layer.tensors() else ""),
         expected=expected,
     )
@@ -137,10 +137,7 @@ def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: 
     """
     ups, downs = ([layer.tensors()[name] for layer, _ in pieces] for name in (left, right))
     if len({down.shape[1:] for down in downs}) > 1:
-        raise LayerError(
-            "layers of different inputs cannot be joined into one layer",
-            got=f"{right} of different shapes",
-        )
+        raise LayerError("E-inputs-not-joinable", right=right)
     kept = [downs[groups.index(group)] for group in sorted(set(groups))]
     starts = [sum(len(down) for down in kept[:n]) for n in range(len(kept))]
     up = ups[0].new_zeros(rows, sum(map(len, kept)), *ups[0].shape[2:], dtype=_widest(ups))

@@ -30,9 +30,7 @@ def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Raises LycorisError for what is no module.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LycorisError(
-            "the model is not a module", got=type(module).__name__, expected="a torch.nn.Module"
-        )
+        raise LycorisError("E-model-not-a-module", got=type(module).__name__)
     return _named(module, "")
 
 

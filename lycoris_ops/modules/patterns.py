@@ -30,7 +30,8 @@ def check_used(
     inner = any(path.endswith(f".{pattern.text}") for path in known)
     near = difflib.get_close_matches(pattern.text.strip("/*"), known, n=3, cutoff=0.3) or known[:3]
     raise RuleError(
-        f"a pattern matches none of the {what}",
+        "E-pattern-matches-nothing",
+        what=what,
         got=pattern.text,
         expected=f"one that matches, such as {' or '.join(near)}" if near else None,
         hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}"

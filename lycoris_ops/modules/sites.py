@@ -295,7 +295,7 @@ def select(
         check_used(pattern, sites, "modules that can be adapted", others)
     name = preset or (None if wanted else "full")
     if name is not None and name not in PRESETS:
-        raise LycorisError("an unknown preset", got=name, expected=", ".join(PRESETS))
+        raise LycorisError("E-modules-preset-unknown", got=name, expected=", ".join(PRESETS))
     by_preset: set[str] = set()
     if name is not None:
         model = ModuleClasses(module)
@@ -309,9 +309,10 @@ def select(
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
     if not chosen:
         raise LycorisError(
-            f"nothing to adapt in {type(module).__name__}",
+            "E-nothing-to-adapt",
+            model=type(module).__name__,
+            filters=_sought(name, wanted, unwanted),
             got=_counted(sites, others),
-            expected=f"at least one that is left by {_sought(name, wanted, unwanted)}",
         )
     chosen = {site.path: site for site in _once(chosen.values())}
     _check_distinct(chosen.values())
@@ -415,11 +416,10 @@ def _check_distinct(chosen: Iterable[Site]) -> None:
     if groups:
         again = [site.path for _, *others in groups for site in others]
         raise LycorisError(
-            "one weight is chosen under two names",
+            "E-weight-chosen-twice",
             key=again[0],
-            got=f"the weight of {groups[0][0].path}",
-            expected="each weight once",
-            hint=f"Leave out all but one: exclude={again if again[1:] else again[0]!r}",
+            path=groups[0][0].path,
+            again=f"{(again if again[1:] else again[0])!r}",
         )
 
 

@@ -29,9 +29,7 @@ def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
         for key, shape in shapes.items():
             name = key if key.startswith(prefix) else f"{prefix}{key}"
             if name in together:
-                raise MatchError(
-                    "two files of the model hold the same layer: give each part once", file=str(path), key=key
-                )
+                raise MatchError("E-model-files-overlap", file=str(path), key=key)
             together[name] = shape
     return together
 

@@ -78,13 +78,10 @@ class LookedUp:
             if len(rivals) > 1:
                 named = ["+".join(target.key for target in targets) for targets in rivals[:NAMED]]
                 raise MatchError(
-                    "a layer's name fits more than one weight of the model",
+                    "E-name-ambiguous",
                     file=file,
                     key=layer,
                     got=" and ".join(named) + (" and more" if len(rivals) > NAMED else ""),
-                    expected="one weight",
-                    hint="The file does not say which one it means. Apply it only to the part of the model "
-                    "that it is for: the diffusion model or one text encoder",
                 )
             targets_of[layer] = rivals[0] if rivals else ()
         return targets_of

@@ -381,9 +381,5 @@ def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape
         shapes = cast("Mapping[str, Shape]", keys)
         return {name: tuple(getattr(shape, "shape", shape)) for name, shape in shapes.items()}
     if isinstance(keys, str) or not isinstance(keys, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LycorisError(
-            "a model is given by the keys and shapes of its weights",
-            got=type(keys).__name__,
-            expected="such as model.state_dict()",
-        )
+        raise LycorisError("E-model-shapes-needed", got=type(keys).__name__)
     return dict.fromkeys(keys, ())

@@ -21,7 +21,6 @@ from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
 from ..errors import MatchError
 from ..maths.shapes import Extent, Rows, Shape
-from ..messages import either
 from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName
@@ -163,20 +162,13 @@ def _component(said: LayerName) -> str | None:
 def _needs_model(file: str, said: LayerName, dialect: str, relation: Relation | None) -> MatchError:
     name = said.text
     if relation is None:
-        return MatchError(
-            f"the layer's name cannot be written as {dialect} without the model that it is for",
-            file=file,
-            key=name,
-            got="no model",
-            expected="the names of the model's layers",
-            hint="Give the model that the adapter is for (model; on the command line --model or --base). Or "
-            "leave the dialect out: then the layers keep their names",
-        )
+        return MatchError("E-dialect-needs-model", file=file, key=name, dialect=dialect)
     near, targets = relation.nearest(said), relation.targets
     return MatchError(
-        f"the model has no layer {name}, so it cannot be written as {dialect}",
+        "E-dialect-layer-absent-from-model",
         file=file,
         key=name,
+        dialect=dialect,
         got=", ".join(sorted(filter(None, (*targets.components, *targets.encoders)))) or "an unknown model",
         expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
         hint="The adapter was made for another model"
@@ -196,12 +188,12 @@ def _check_fit(file: str, name: str, layer: Sized, meaning: Meaning, targets: Ta
     shape = targets.shape_of(*meaning)
     if shape and layer.shape and not layer.fits(shape):
         raise MatchError(
-            "the layer does not fit the model's layer of that name",
+            "E-model-layer-misfit",
             file=file,
             key=name,
+            shape=list(shape),
+            name=meaning[0].name,
             got=layer.made_for,
-            expected=f"{list(shape)} of {meaning[0].name}",
-            hint="The adapter was made for another model",
         )
 
 
@@ -211,12 +203,12 @@ def _check_distinct(planned: Iterable[LayerToWrite], file: str, dialect: str) ->
         other = seen.setdefault(layer.name, layer)
         if other is not layer:
             raise MatchError(
-                f"two layers would get the same name in {dialect}",
+                "E-dialect-names-collide",
                 file=file,
                 key=layer.name,
+                dialect=dialect,
+                writes=[d for d in WRITES if d != dialect and _says_components(d)],
                 got=" and ".join((*other.sources, *layer.sources)),
-                expected="a dialect that keeps the parts of a model apart",
-                hint=f"Write it as {either([d for d in WRITES if d != dialect and _says_components(d)])}",
             )
 
 
@@ -271,19 +263,15 @@ class _Regrouping:
         for before, after in pairwise(joined):
             if before.at + before.size > after.at:
                 raise MatchError(
-                    "two layers of the adapter are for the same weight",
+                    "E-layers-share-weight",
                     file=self.file,
                     key=written.name,
-                    got=f"{before.layer} and {after.layer}",
-                    expected="one layer",
+                    one=before.layer,
+                    other=after.layer,
                 )
         if unknown:
             raise MatchError(
-                "the layer has to be cut or joined, which needs the shapes of the model's weights",
-                file=self.file,
-                key=joined[0].layer,
-                got=f"no shape of {unknown[0]}",
-                expected="the model's keys with their shapes, as `read_shapes` gives them",
+                "E-shapes-needed-to-cut", file=self.file, key=joined[0].layer, unknown=unknown[0]
             )
         return LayerToWrite(name, tuple(joined), written.component, written.shape)
 
@@ -295,9 +283,10 @@ class _Regrouping:
         # name.
         if written.spans not in candidates or (len(candidates) > 1 and _says_components(self.names.dialect)):
             raise MatchError(
-                f"the layer's name in {self.names.dialect} would not be read back as this layer of the model",
+                "E-dialect-name-not-read-back",
                 file=self.file,
                 key=layer,
+                dialect=self.names.dialect,
                 got=written.name,
                 expected=written.targets[0].name,
                 hint=_another(self.names.dialect),
@@ -306,11 +295,13 @@ class _Regrouping:
 
     def _no_name(self, layer: str, path: str, rows: Rows) -> MatchError:
         return MatchError(
-            f"the layer has no name in {self.names.dialect}",
+            "E-dialect-has-no-name",
             file=self.file,
             key=layer,
-            got=f"rows {rows[0]} to {rows[1]} of {path}",
-            expected="a layer that diffusers' model has",
+            dialect=self.names.dialect,
+            first=rows[0],
+            end=rows[1],
+            path=path,
             hint=_another(self.names.dialect),
         )
 

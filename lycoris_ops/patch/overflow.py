@@ -66,8 +66,4 @@ def check_strengths(dtype: torch.dtype, strengths: Sequence[float]) -> None:
     """Raise LayerError for a strength beyond the range of the dtype in which a weight's changes are added."""
     for strength in strengths:
         if not abs(strength) <= torch.finfo(compute_dtype(dtype)).max:
-            raise LayerError(
-                "the strength of a layer is not a usable number",
-                got=f"{strength:g}",
-                expected="a finite number",
-            )
+            raise LayerError("E-strength-not-usable", got=f"{strength:g}")

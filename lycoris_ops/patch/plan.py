@@ -159,16 +159,10 @@ class PatchPlan:
     ) -> Patch:
         """The patch of a weight, which is enlarged first if a layer enlarges it."""
         if not weight.is_floating_point():
-            raise LayerError(
-                "a weight of this dtype cannot be patched",
-                got=str(weight.dtype),
-                expected="a floating-point weight",
-            )
+            raise LayerError("E-weight-not-patchable", got=str(weight.dtype))
         if tuple(weight.shape) not in (self.shape, self.final):
             raise LayerError(
-                "the plan was made for another shape",
-                got=str(list(weight.shape)),
-                expected=str(list(self.shape)),
+                "E-plan-for-another-shape", got=str(list(weight.shape)), expected=str(list(self.shape))
             )
         if tuple(weight.shape) != self.final:
             weight = padded(weight, self.final)
@@ -304,11 +298,11 @@ def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
             continue
         if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
             raise LayerError(
-                "the layer is to enlarge its weight, but to a shape that is smaller than the weight",
+                "E-enlarged-shape-too-small",
                 file=part.file,
                 key=part.key,
+                shape=list(shape),
                 got=str(list(larger)),
-                expected=f"at least {list(shape)}",
             )
         final = tuple(max(new, old) for new, old in zip(larger, final, strict=True))
     return final
@@ -325,12 +319,12 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
     additive = [form for form in forms if not isinstance(form, Dependent)]
     if len(additive) < len(forms):
         raise LayerError(
-            f"{a_layer(part.layer.algorithm)} depends on a weight that another layer of the stack enlarges",
+            "E-weight-enlarged-by-another",
             file=part.file,
             key=part.key,
+            algorithm=a_layer(part.layer.algorithm),
             got=str(list(met)),
             expected=str(list(larger)),
-            hint="Apply the adapter that enlarges the weight alone, after this one",
         )
     with part.named():
         change = add_up(additive, torch.float64, CPU).reshape(met)

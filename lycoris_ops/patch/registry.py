@@ -138,11 +138,11 @@ def apply_plans(patches: Sequence[Patch]) -> None:
     plan, weight = left[0].plan, left[0].weight
     refused = "; ".join(f"{path.name}: {path.refusal(plan, weight)}" for path in PATHS)
     raise LayerError(
-        "no path can patch this weight",
+        "E-no-path-patches",
         weight=left[0].name,
-        got=f"{weight.dtype} on {weight.device}",
-        expected="a dtype and device that one of the paths takes",
-        hint=f"Not taken by {refused}",
+        dtype=str(weight.dtype),
+        device=str(weight.device),
+        refused=refused,
     )
 
 

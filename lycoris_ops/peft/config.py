@@ -419,7 +419,7 @@ def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if suffix := next((suffix for suffix in refused if suffix in tensors), None):
-        raise LayerError(f"holds no {suffix}", got=suffix)
+        raise LayerError("E-dialect-without-tensor", suffix=suffix, got=suffix)
     return {BASE_BIAS if suffix == SET_BIAS else suffix: tensor for suffix, tensor in tensors.items()}
 
 

@@ -38,7 +38,7 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
     if core is None or core.ndim == 4:
         return tensors
     if core.ndim > 4:
-        raise LayerError("holds no Tucker core of a three-dimensional kernel", got=str(list(core.shape)))
+        raise LayerError("E-dialect-without-tucker-3d", got=str(list(core.shape)))
     cores = {
         name: core_of_name.unsqueeze(-1)
         for name, core_of_name in tensors.items()

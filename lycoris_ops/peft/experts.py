@@ -83,16 +83,22 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
             inner = declared(sorted(set(own)))
         except LayerError as error:
             raise FileFormatError(
-                f"PEFT {error.problem}", file=file.path, key=module, got=error.got, expected=error.expected
+                "E-peft-field",
+                file=file.path,
+                key=module,
+                fault=error.problem,
+                got=error.got,
+                expected=error.expected,
             ) from None
         if names.keys() != set(range(len(inner))):
             raise FileFormatError(
-                "the file and its configuration differ in the parameters of a module",
+                "E-peft-parameters-differ",
                 file=file.path,
                 key=module,
-                got=f"{len(names)} pairs of factors",
+                count=len(names),
+                path=path,
+                inner=inner[0],
                 expected=", ".join(inner),
-                hint=f"Name them with their modules in adapter_config.json, such as {path}.{inner[0]}",
             )
         for depth, parameter in enumerate(reversed(inner)):
             yield from _of_parameter(file, config, names[depth], f"{module}.{parameter}")
@@ -117,11 +123,7 @@ def _of_parameter(
     columns = file.tensors[up].shape if up in file.tensors else tuple[int, ...]()
     if not len(rows) == len(columns) == 2 or rows[0] != columns[1] or rows[0] % rank:
         raise FileFormatError(
-            "the factors of a parameter do not divide into whole experts",
-            file=file.path,
-            key=down,
-            got=f"{list(rows)} and {list(columns)}",
-            expected=f"(n, I) and (O, n), where n is a multiple of the rank {rank}",
+            "E-experts-not-whole", file=file.path, key=down, rows=list(rows), columns=list(columns), rank=rank
         )
     count = rows[0] // rank
     whole = count == 1 and parameter.endswith(WEIGHT)
@@ -147,9 +149,7 @@ def joined(layers: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, di
             experts = parameters[parameter]
             if missing := sorted(set(range(max(experts))) - experts.keys()):
                 raise LayerError(
-                    "peft needs a layer for every expert of a parameter",
-                    key=f"{module}.{parameter}",
-                    got=f"none for {missing[0]}",
+                    "E-peft-expert-layer-missing", key=f"{module}.{parameter}", missing=missing[0]
                 )
             ordered = [experts[number] for number in sorted(experts)]
             # With E experts, the columns of one expert are E apart.

@@ -27,7 +27,7 @@ def table_of(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON + 1)
     except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+        raise FileFormatError("E-config-file-unreadable", file=path, got=str(error.strerror)) from error
     # Some editors put a byte order mark in front, which utf-8-sig removes.
     return parsed(data.decode("utf-8-sig", errors="replace"), path)
 
@@ -54,12 +54,7 @@ def unreadable(
 ) -> FileFormatError:
     """The error for a configuration that cannot be followed."""
     return FileFormatError(
-        f"this configuration cannot be followed: {why}",
-        file=file,
-        key=key,
-        got=got,
-        expected=expected,
-        hint=hint,
+        "E-peft-configuration-unusable", file=file, key=key, why=why, got=got, expected=expected, hint=hint
     )
 
 

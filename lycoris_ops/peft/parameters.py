@@ -54,9 +54,5 @@ def declared(names: Sequence[str]) -> list[str]:
     Raises LayerError where several are given and their order is not known.
     """
     if len(names) > 1 and not set(names) <= set(DECLARED):
-        raise LayerError(
-            "nests the layers of one module's parameters, in an order that is not known here",
-            got=", ".join(sorted(names)),
-            expected=f"one parameter of a module, or several of {', '.join(DECLARED)}",
-        )
+        raise LayerError("E-peft-nested-parameters", declared=DECLARED, got=", ".join(sorted(names)))
     return sorted(names, key=lambda name: DECLARED.index(name) if name in DECLARED else 0)

@@ -36,11 +36,12 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
         rows = config.rows_at(name.rpartition(PREFIX)[2]) or ()
         if len(rows) != held[0]:
             raise FileFormatError(
-                "the configuration names more or fewer trained tokens than the file holds",
+                "E-peft-tokens-miscount",
                 file=config.path,
                 key=f"{TOKENS} of {name}",
-                got=f"{len(rows)} numbers",
-                expected=f"{held[0]}, for {key}",
+                numbers=len(rows),
+                held=held[0],
+                tensor=key,
             )
         added[f"{name}.{ROWS_AT}"] = torch.tensor(rows)
     if not added:

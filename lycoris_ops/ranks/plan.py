@@ -95,7 +95,7 @@ class Plan:
         seen: set[str] = set()
         for row in self.rows:
             if row.path in seen:
-                raise PlanError("a plan has two rows for one layer", key=row.path)
+                raise PlanError("E-plan-rows-collide", key=row.path)
             seen.add(row.path)
 
     def __iter__(self) -> Iterator[PlanRow]:
@@ -107,7 +107,7 @@ class Plan:
     def __getitem__(self, path: str) -> PlanRow:
         row = next((row for row in self.rows if row.path == path), None)
         if row is None:
-            raise PlanError("the plan has no such layer", key=path, expected=f"one of {len(self)} layers")
+            raise PlanError("E-plan-layer-absent", key=path, count=len(self))
         return row
 
     @property
@@ -153,12 +153,7 @@ class Plan:
         """
         wrong = sorted(changes.keys() - {"algorithm", "rank", "factor", "alpha", "lr"})
         if wrong:
-            raise PlanError(
-                "a row has no such value to change",
-                key=path,
-                got=", ".join(wrong),
-                expected="algorithm, rank, factor, alpha or lr",
-            )
+            raise PlanError("E-plan-value-unknown", key=path, got=", ".join(wrong))
         old = next((row for row in self.rows if row.path == path), None) or self._blank(path)
         kind = KINDS.get(changes.get("algorithm", old.algorithm))
         if kind is not None and "factor" not in kind.init_options():
@@ -183,7 +178,7 @@ class Plan:
     def _blank(self, path: str) -> PlanRow:
         """A row for a layer that has none."""
         if self.probe is None or path not in self.probe.layers:
-            raise PlanError("the plan has no such layer", key=path, expected=f"one of its {len(self)} layers")
+            raise PlanError("E-plan-layer-not-among", key=path, count=len(self))
         shape = self.probe.layers[path].shape
         scale = self.rows[0].scale if self.rows else 1.0
         return PlanRow(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
@@ -222,7 +217,7 @@ class Plan:
         try:
             read: Any = parse_json(text)
             if read["form"] != FORM:
-                raise PlanError("a plan of another version", got=str(read["form"]), expected=str(FORM))
+                raise PlanError("E-plan-version-unknown", got=str(read["form"]), expected=str(FORM))
             rows = tuple(_row(row) for row in read["rows"])
             plan = cls(
                 rows=rows,
@@ -236,7 +231,7 @@ class Plan:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
-            raise PlanError("not a plan in JSON, or one of another version", got=problem) from error
+            raise PlanError("E-plan-damaged", got=problem) from error
         if probe is not None:
             plan.check_model(probe.layers)
         return plan
@@ -319,16 +314,16 @@ def count(layer: Layer) -> int:
 def _check_row(row: PlanRow) -> None:
     """Raise PlanError for values that no row has."""
     if type(row.path) is not str:
-        raise PlanError("a row has no path of a layer", got=repr(row.path), expected="a text")
+        raise PlanError("E-plan-row-without-path", got=repr(row.path))
     if row.algorithm not in KINDS:
         raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
-        raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
+        raise PlanError("E-plan-rank-not-whole", key=row.path, got=repr(row.rank))
     for name, value in (("alpha", row.alpha), ("lr", row.lr), ("gain", row.gain)):
         if value is None and name != "lr":
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise PlanError(f"{name} is not a finite number, 0 or more", key=row.path, got=repr(value))
+            raise PlanError("E-plan-number-not-finite", key=row.path, name=name, got=repr(value))
     _check_sizes(row)
 
 
@@ -338,23 +333,22 @@ def _check_sizes(row: PlanRow) -> None:
     most = kind.most_rank(row.shape)
     if most is not None and not 1 <= (row.rank or 0) <= most:
         raise PlanError(
-            "the layer cannot have this rank",
+            "E-plan-rank-unusable",
             key=row.path,
-            got=f"rank {row.rank} of {row.algorithm} for {shape}",
-            expected=f"from 1 to {most}",
+            rank=row.rank,
+            algorithm=row.algorithm,
+            shape=shape,
+            most=most,
         )
     if row.factor is None:
         return
     if "factor" not in kind.init_options():
-        raise PlanError("this kind has no factor", key=row.path, got=f"{row.algorithm} {row.factor}")
+        raise PlanError(
+            "E-plan-factor-not-for-kind", key=row.path, algorithm=row.algorithm, factor=row.factor
+        )
     valid = type(row.factor) is int and (row.factor > 0 or row.factor == -1)
     if not valid or math.prod(factorization(size, row.factor)[0] for size in row.shape[:2]) == 1:
-        raise PlanError(
-            "the factor divides no dimension",
-            key=row.path,
-            got=f"factor {row.factor!r} for {shape}",
-            expected="a divisor of the outputs or the inputs, or -1 for the most even split",
-        )
+        raise PlanError("E-plan-factor-indivisible", key=row.path, factor=f"{row.factor!r}", shape=shape)
 
 
 def _row(read: Any) -> PlanRow:

@@ -122,9 +122,7 @@ class Probe:
 
     def _offer(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> Offer | None:
         if path not in self.layers:
-            raise PlanError(
-                "the probe does not know this layer", key=path, expected=f"one of {len(self.layers)} layers"
-            )
+            raise PlanError("E-probe-layer-unknown", key=path, count=len(self.layers))
         for offer in self.layers[path].offers:
             full = offer.ranks == (None,)
             if offer.algorithm == algorithm and offer.factor == factor and full == (rank is None):
@@ -146,10 +144,7 @@ class Probe:
             return cls(layers, **read)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
-                "a probe is damaged",
-                file=str(path),
-                got=f"{type(error).__name__}: {error}",
-                hint="Probe the model again",
+                "E-probe-damaged", file=str(path), name=type(error).__name__, error=error
             ) from error
 
 
@@ -201,19 +196,15 @@ def probe(
     """
     kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:
-        raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
+        raise PlanError("E-highest-rank-unusable", got=repr(largest))
     if least is not None and (type(least) is not int or least < 2):
-        raise PlanError("two halves need two batches", got=repr(least), expected="a number from 2, such as 8")
+        raise PlanError("E-halves-need-two-batches", got=repr(least))
     sites = select(module, preset=preset, include=include, exclude=exclude)
     check_seen(module, sites.values())
     processes.check_whole(module)
     groups = list(_groups(sites, bytes_of(memory)))
     if len(groups) > 1 and iter(batches) is batches:
-        raise PlanError(
-            "the batches can be gone through only once, and the gradients do not fit into memory together",
-            got=f"{len(groups)} passes",
-            expected="a list of batches or the like, or more memory",
-        )
+        raise PlanError("E-batches-once-for-gradients", count=len(groups))
     layers: dict[str, Probed] = {}
     mean, seen, reached = 0.0, 0, False
     halves = (0.0, 0.0, 0.0)
@@ -222,16 +213,14 @@ def probe(
         first, most = (None, seen) if least and seen else (least, None)
         sums = summed(module, group, batches, loss, seed=seed, least=first, most=most)
         if seen and sums.batches != seen:
-            raise PlanError(
-                "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
-            )
+            raise PlanError("E-batches-changed", got=str(sums.batches), expected=str(seen))
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
         halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
         share = range(processes.rank(), len(group), processes.count())
         sizes = largest_of([sums.gradients[site.path] for site in group])
         for index, (site, size) in enumerate(zip(group, sizes, strict=True)):
             if not math.isfinite(size):
-                raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
+                raise PlanError("E-gradient-not-finite", key=site.path)
             if index not in share:
                 del sums.gradients[site.path]
         own: dict[str, Probed] = {}
@@ -245,10 +234,7 @@ def probe(
             site.path: of_processes[index % len(of_processes)][site.path] for index, site in enumerate(group)
         }
     if not reached:
-        raise PlanError(
-            "the loss has no graph to any of the layers",
-            expected="a loss of the model's outputs, not detached and not under no_grad",
-        )
+        raise PlanError("E-loss-without-graph")
     return Probe(layers, mean, seen, agreement(halves), left_out(module, layers))
 
 
@@ -257,7 +243,9 @@ def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple
     chosen = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        raise PlanError("no such algorithm", got=", ".join(unknown) or "none", expected=either(sorted(known)))
+        raise PlanError(
+            "E-fit-algorithm-unknown", got=", ".join(unknown) or "none", expected=either(sorted(known))
+        )
     return chosen
 
 
@@ -269,16 +257,15 @@ def check_layers(
     missing = [path for path in shapes if path not in sites]
     if missing:
         raise PlanError(
-            f"the {what} is for another model",
-            key=missing[0],
-            got=f"{len(missing)} of {len(shapes)} layers that the model does not have",
+            "E-plan-layers-absent", key=missing[0], what=what, absent=len(missing), layers=len(shapes)
         )
     for path, shape in shapes.items():
         if sites[path].shape != shape:
             raise PlanError(
-                f"the {what} is for another model",
+                "E-plan-weight-differs",
                 key=path,
-                got=f"a weight {list(sites[path].shape)}",
+                what=what,
+                shape=list(sites[path].shape),
                 expected=str(list(shape)),
             )
 

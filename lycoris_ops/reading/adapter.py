@@ -170,7 +170,7 @@ class Adapter:
         be read back as another kind, and LycorisError where there are no layers.
         """
         if not layers:
-            raise LycorisError("an adapter has no layers", file=name, expected="one layer or more")
+            raise LycorisError("E-adapter-without-layers", file=name)
         tensors: dict[str, Tensor] = {}
         info: dict[str, LayerInfo] = {}
         for path, layer in layers.items():
@@ -186,7 +186,7 @@ class Adapter:
             outline = outline_of(tuple((suffix, tuple(tensor.shape)) for suffix, tensor in held.items()))
             if outline is None or outline.algorithm is not type(layer):
                 raise LayerError(
-                    "a layer's tensors would be read as another kind",
+                    "E-layer-reads-as-another-kind",
                     file=name,
                     key=path,
                     got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
@@ -290,7 +290,7 @@ class Adapter:
         floating-point dtype, and where tensors contradict each other.
         """
         if name in self.unreadable:
-            raise LayerError("a layer cannot be read", file=self.path, key=name, got=self.unreadable[name])
+            raise LayerError("E-layer-unreadable", file=self.path, key=name, got=self.unreadable[name])
         info = self.info[name]
         common, keys = info.algorithm.table.shared, tuple(info.keys.values())
         if common:

@@ -151,12 +151,14 @@ def _check_copy(adapter: Adapter, use: Use, others: list[Use], original: Use) ->
 def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
     keys = [next(iter(adapter.info[each.layer].keys.values())) for each in (other, use)]
     return MatchError(
-        f"two layers of one adapter are for the same weight, and {why}",
+        "E-layers-of-adapter-collide",
         file=adapter.path,
         key=use.target.key,
-        got=f"{other.layer} and {use.layer} ({keys[0]} and {keys[1]})",
-        expected="one layer, or the same change twice",
-        hint="Remove one of the two from the file",
+        why=why,
+        one=other.layer,
+        other=use.layer,
+        one_key=keys[0],
+        other_key=keys[1],
     )
 
 

@@ -46,13 +46,7 @@ def group(read: Opened) -> tuple[Groups, list[str]]:
 def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) -> None:
     known = grouped.setdefault(name, {})
     if suffix in known:
-        raise LayerError(
-            "a layer holds the same tensor twice",
-            file=file.path,
-            key=name,
-            got=f"{known[suffix]} and {key}",
-            expected="one of them",
-        )
+        raise LayerError("E-tensor-held-twice", file=file.path, key=name, one=known[suffix], other=key)
     known[suffix] = key
 
 

@@ -69,7 +69,7 @@ def adapter_of_tensors(
     for key, value in tensors.items():
         if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LycorisError(
-                "an adapter holds nothing but tensors", file=name, key=str(key), got=type(value).__name__
+                "E-adapter-holds-other-values", file=name, key=str(key), got=type(value).__name__
             )
     # Detached, so that the adapter keeps no graph of a training.
     held = {key: value.detach() for key, value in tensors.items()}
@@ -97,12 +97,7 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The adapter's file in a folder that PEFT, diffusers or mlx-lm wrote; any other path unchanged."""
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LycorisError(
-            "this is neither a file nor a folder of an adapter",
-            got=type(path).__name__,
-            expected="a path",
-            hint="adapter_of_tensors makes an adapter of tensors in memory",
-        )
+        raise LycorisError("E-path-not-an-adapter", got=type(path).__name__)
     if not os.path.isdir(path):
         return path
     folder = Path(path)
@@ -112,10 +107,9 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
         for each in paths:
             _check_whole(each)
         raise FileFormatError(
-            "the folder holds no adapter of PEFT, diffusers or mlx-lm",
+            "E-folder-holds-no-adapter",
             file=str(path),
             expected=" or ".join(candidate.name for candidate in paths),
-            hint="Name the file itself",
         )
     return file
 
@@ -126,11 +120,7 @@ def _check_whole(path: Path) -> None:
         return
     if earlier := set_aside(path):
         raise FileFormatError(
-            "the adapter was being replaced when the process ended",
-            file=str(path),
-            got=f"the earlier weights in {earlier.name}",
-            hint=f"Write the new adapter once more, or rename {earlier.name} to {path.name}, and the earlier "
-            f"{CONFIG_NAME} likewise where it is set aside too",
+            "E-adapter-set-aside", file=str(path), earlier=earlier.name, name=path.name, config=CONFIG_NAME
         )
 
 
@@ -214,19 +204,8 @@ def title_of(name: str) -> str:
 
 def _no_layer(file: TensorFile, keys: list[str], config: ConfigFile | None) -> FileFormatError:
     if held := unread(keys, config):
-        return FileFormatError(
-            f"the file holds {held}",
-            file=file.path,
-            got=_sample(keys),
-            expected="one adapter, of a kind that `inspect` and the documentation name",
-        )
-    return FileFormatError(
-        "the file holds no adapter layer",
-        file=file.path,
-        got=_sample(keys),
-        expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
-        hint="A checkpoint or an embedding is not an adapter",
-    )
+        return FileFormatError("E-file-holds-something-else", file=file.path, held=held, got=_sample(keys))
+    return FileFormatError("E-file-holds-no-adapter", file=file.path, got=_sample(keys))
 
 
 def _options(
@@ -248,10 +227,7 @@ def _open(path: str) -> TensorFile:
     if suffix in PICKLES:
         return PickleFile.open(path)
     raise FileFormatError(
-        "an unknown kind of file",
-        file=path,
-        got=suffix or "no ending",
-        expected=", ".join(SAFETENSORS + PICKLES),
+        "E-file-kind-unknown", file=path, got=suffix or "no ending", expected=", ".join(SAFETENSORS + PICKLES)
     )
 
 

@@ -32,13 +32,13 @@ def check_options(options: Mapping[str, Any], path: str) -> None:
     known = {name: check for kind in ALGORITHMS.values() for name, check in options_of(kind).items()}
     if unknown := sorted(set(options) - set(known)):
         raise LycorisError(
-            "an unknown option", file=path, got=", ".join(unknown), expected=", ".join(sorted(known))
+            "E-load-option-unknown", file=path, got=", ".join(unknown), expected=", ".join(sorted(known))
         )
     for name, value in options.items():
         may_be, known_values = known[name]
         if not may_be(value):
             raise LycorisError(
-                f"an unknown value of the option {name}", file=path, got=repr(value), expected=known_values
+                "E-load-option-value-unknown", file=path, name=name, got=repr(value), expected=known_values
             )
 
 

@@ -103,11 +103,11 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
             # The nearest layer needs no more components.
             return layer
         raise LayerError(
-            "a layer of this kind cannot get a higher rank",
+            "E-rank-not-raisable",
             key=wish.site.path,
-            got=f"{_words(layer)}, and rank {wish.settings.rank}",
-            expected=f"at most {layer.rank}",
-            hint="Give the rank together with another algorithm, such as lora",
+            layer=_words(layer),
+            rank=wish.settings.rank,
+            highest=layer.rank,
         )
     more = rank - layer.rank
     fresh = layer.init(wish.site.shape, more, 1.0, seed=layer_seed(seed, wish.site.path)).tensors()
@@ -135,16 +135,9 @@ def wish_of(site: Site, layer: Layer, settings: LayerSettings, asked: Mapping[st
     """
     algorithm = settings.algorithm if "algorithm" in asked else layer.algorithm
     if settings.factor is not None and algorithm != "lokr":
-        raise LayerError(
-            "only lokr has a factor", key=site.path, got=f"{algorithm}, factor {settings.factor}"
-        )
+        raise LayerError("E-factor-only-for-lokr", key=site.path, algorithm=algorithm, factor=settings.factor)
     if "rank" in asked and algorithm == layer.algorithm and layer.rank is None:
-        raise LayerError(
-            "a layer without a rank cannot get one",
-            key=site.path,
-            got=f"{_words(layer)}, and rank {settings.rank}",
-            expected="another algorithm with the rank",
-        )
+        raise LayerError("E-rank-not-given", key=site.path, layer=_words(layer), rank=settings.rank)
     rank = settings.rank if "rank" in asked or layer.rank is None else layer.rank
     alpha = layer.alpha / layer.rank * rank if layer.alpha is not None and layer.rank else None
     own = replace(settings, algorithm=algorithm, rank=rank, alpha=alpha, conv_rank=None, conv_alpha=None)

@@ -73,7 +73,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     """
     states, damaged = _states(Path(folder))
     if not states and damaged:
-        raise TrainError("no state of this training is whole", file=str(folder), got=", ".join(damaged))
+        raise TrainError("E-training-states-not-whole", file=str(folder), got=", ".join(damaged))
     if not states:
         return None
     # Of two states after the same step either will do.
@@ -89,10 +89,7 @@ def state_at(path: str | os.PathLike[str]) -> FoundState:
     intact, damaged = _states(Path(path).parent, escape(Path(path).name))
     if not intact:
         raise TrainError(
-            "the state is not whole",
-            file=str(path),
-            got=", ".join(damaged) or "no such file",
-            hint="Choose another checkpoint of this training",
+            "E-training-state-not-whole", file=str(path), got=", ".join(damaged) or "no such file"
         )
     ((_, state_found),) = intact
     return state_found
@@ -106,11 +103,7 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
         return Path(source), Path(source).name
     state_found = newest_state(source)
     if state_found is None:
-        raise TrainError(
-            "there is no state of a training to go on from",
-            file=str(source),
-            expected=f"a file *{STATE}, or a folder with one",
-        )
+        raise TrainError("E-training-state-absent", file=str(source), state=STATE)
     return state_found.path, str(state_found)
 
 
@@ -172,7 +165,7 @@ class Checkpoints:
             taken = [*states, *(path for name in NAMES if (path := self._adapter(name)).exists())]
             if taken and not overwrite:
                 raise WriteError(
-                    "the folder holds the checkpoints of another training",
+                    "E-folder-of-another-training",
                     file=str(taken[0]),
                     hint=f"{'Resume from it, c' if states else 'C'}hoose another folder, or allow it to be "
                     "replaced (overwrite)",

@@ -57,24 +57,12 @@ def adapter_checkpoints(
         def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if model is not network.module or not isinstance(model, transformers.PreTrainedModel):
                 raise TrainError(
-                    "the trainer is for another model than the network",
-                    got=type(model).__name__,
-                    expected=f"the {type(network.module).__name__} of the network, a model of transformers",
+                    "E-trainer-model-differs", name=type(network.module).__name__, got=type(model).__name__
                 )
             if args.load_best_model_at_end:
-                raise TrainError(
-                    "the trainer is to load the best model at its end, but its checkpoints hold no model",
-                    got="load_best_model_at_end=True",
-                    expected="load_best_model_at_end=False",
-                    hint="Load the best checkpoint afterwards: create_lycoris(model, weights=folder)",
-                )
+                raise TrainError("E-trainer-loads-best-model")
             if args.fp16 and processes.count() > 1:
-                raise TrainError(
-                    "each process would find another scale for the loss",
-                    key="fp16",
-                    got=f"fp16 in {processes.count()} processes",
-                    expected="bf16, or one process",
-                )
+                raise TrainError("E-fp16-in-several-processes", key="fp16", processes=processes.count())
 
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
@@ -82,12 +70,7 @@ def adapter_checkpoints(
             trained = {id(p) for p in network.parameters() if p.requires_grad}
             steps = [id(p) for group in optimizer.param_groups for p in group["params"]]
             if trained and trained.isdisjoint(steps):
-                raise TrainError(
-                    "the trainer's optimiser has no parameter of the network",
-                    got=f"an optimiser of {len(steps)} parameters",
-                    expected="an optimiser of network.parameters()",
-                    hint="Give the trainer optimizers=(torch.optim.AdamW(network.parameters()), None)",
-                )
+                raise TrainError("E-trainer-optimiser-foreign", count=len(steps))
             # A training that failed has not called on_train_end.
             changed.close()
             self.copies = processes.copies_of(network.module, network)

@@ -174,13 +174,7 @@ def train_network(
             listed = "; ".join(f"{name}: {what}" for name, what in trainer.changed.items())
             source += f". Since then the data have changed: {listed}"
         if trainer.done > steps:
-            raise TrainError(
-                "the state to go on from has more steps than the training is to have",
-                key="steps",
-                got=str(steps),
-                expected=f"at least {trainer.done}",
-                hint="Raise it, or go on from an earlier checkpoint",
-            )
+            raise TrainError("E-resume-beyond-steps", key="steps", done=trainer.done, got=str(steps))
     with ExitStack() as closing:
         stepped = [progress] if progress else []
         judged = [validated] if validated else []

@@ -105,7 +105,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         )
     for mismatch in entry.mismatches:
         raise MatchError(
-            "a layer does not fit its module",
+            "E-layer-misfits-module",
             file=adapter.path,
             key=mismatch.layer,
             got=mismatch.made_for,
@@ -113,26 +113,16 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         )
     if not entry.matches and entry.absent:
         raise MatchError(
-            "all layers of the adapter are for another part than the model",
+            "E-weights-for-another-component",
             file=adapter.path,
-            got=f"layers of the {' and the '.join(COMPONENT_NAMES[component] for component in entry.absent)}",
-            expected="layers of the model, or a prefix that says which part it is",
-            hint='For a text encoder give prefix="text_model."',
+            absent=" and the ".join(COMPONENT_NAMES[component] for component in entry.absent),
         )
     sites = all_sites(module).values()
     paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}
     layers: dict[str, Layer] = {}
     for match in entry.matches:
         if match.target.rows is not None or match.window is not None:
-            raise MatchError(
-                "a layer is for a part of a module, or for several",
-                file=adapter.path,
-                key=match.layer,
-                got=match.key,
-                expected="one whole module",
-                hint="Write the file for this model first: save_adapter with its `model`, or the command "
-                "convert with --model",
-            )
+            raise MatchError("E-layer-for-part-of-module", file=adapter.path, key=match.layer, got=match.key)
         layers[paths[match.key]] = adapter.layer(match.layer)
     _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})
     beside = [
@@ -178,10 +168,9 @@ def _check_base(adapter: Adapter, module: nn.Module, paths: Mapping[str, str]) -
             continue
         if not adapter.trained_on(layer, weight):
             raise MatchError(
-                "the file has a weight of the model itself, and the model has other values",
+                "E-file-weight-differs",
                 file=adapter.path,
                 key=key,
-                got=f"{paths[layer]}.weight {list(weight.shape)}",
-                expected="the model that the adapter was trained on, with its vocabulary",
-                hint="Load this weight into the model first",
+                path=paths[layer],
+                shape=list(weight.shape),
             )

@@ -159,11 +159,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise TrainError(
-                "a training needs a number of steps or of epochs",
-                got="neither" if self.steps is None else "both",
-                expected="one of steps and epochs",
-            )
+            raise TrainError("E-training-length-unknown", got="neither" if self.steps is None else "both")
         for name in ("steps", "epochs", "accumulation", "validate_every", "patience", "checkpoint_every"):
             self._check(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
         for name in ("keep", "restarts"):
@@ -188,30 +184,20 @@ class TrainOptions:
         for name in ("lr", "weight_decay"):
             if name in self.optimiser_options:
                 raise TrainError(
-                    "the training sets this for each layer",
+                    "E-option-set-per-layer",
                     key=f"optimiser_options[{name!r}]",
+                    name=name,
                     got=repr(self.optimiser_options[name]),
-                    expected=f"{name} beside optimiser_options",
                 )
         check_text(self.metadata, TrainError)
         if self.checkpoint_every is not None and self.folder is None:
             raise TrainError(
-                "there is no folder for checkpoints",
-                key="checkpoint_every",
-                got=str(self.checkpoint_every),
-                expected="output or checkpoints beside it",
+                "E-checkpoints-without-folder", key="checkpoint_every", got=str(self.checkpoint_every)
             )
         if self.restarts and self.schedule == "constant":
-            raise TrainError(
-                "a constant rate has nothing to restart",
-                key="restarts",
-                got=str(self.restarts),
-                expected="0, or a schedule that falls, such as cosine",
-            )
+            raise TrainError("E-restarts-without-schedule", key="restarts", got=str(self.restarts))
         if self.patience is not None and self.validate_every is None:
-            raise TrainError(
-                "an early stop needs validations", key="patience", expected="validate_every beside it"
-            )
+            raise TrainError("E-early-stop-without-validation-interval", key="patience")
 
     def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
@@ -221,7 +207,7 @@ class TrainOptions:
         except TypeError:
             fine = False
         if not fine or isinstance(value, bool):
-            raise TrainError("a setting is out of its range", key=name, got=repr(value), expected=expected)
+            raise TrainError("E-setting-out-of-range", key=name, got=repr(value), expected=expected)
 
     def _beside(self, ending: str) -> Path:
         out = Path(self.output or "")

@@ -181,10 +181,7 @@ class Race:
             return cls(**read)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
-                "not the outcome of a race, or one of another version",
-                file=file,
-                got=f"{type(error).__name__}: {error}",
-                hint="Remove the file to run the race again",
+                "E-race-damaged", file=file, name=type(error).__name__, error=error
             ) from error
 
 
@@ -234,13 +231,11 @@ def race(
     check_repeatable(batches)
     if not entrants or not held_out or not 0 < share < math.inf:
         raise TrainError(
-            "nothing to race",
-            got=f"{len(entrants)} entrants, {len(held_out)} held-out batches, a share of {share:g}",
-            expected="at least one of each, and a share above 0",
+            "E-nothing-to-race", entrants=len(entrants), batches=len(held_out), share=f"{share:g}"
         )
     names = [entrant.name for entrant in entrants]
     if len(set(names)) < len(names):
-        raise TrainError("two entrants have one name", got=", ".join(names), expected="a name for each")
+        raise TrainError("E-race-names-collide", got=", ".join(names))
     return _Race(entrants, batches, held_out, loss, options, steps, share * steps, told).run()
 
 
@@ -292,7 +287,7 @@ class _Race:
         best = self._order(racing, climbs)[:1]
         if not best:
             lowest = min(heat.lr for heat in self.heats)
-            raise TrainError("no heat has a finite loss", expected=f"a rate below {lowest:g}", key="lr")
+            raise TrainError("E-race-no-finite-loss", key="lr", lowest=f"{lowest:g}")
         left_out = [entrant for entrant in self.entrants if entrant not in racing]
         return self._outcome(best[0].name, _best(climbs[best[0].name]).lr, left_out)
 
@@ -436,12 +431,7 @@ def _slower(racing: Sequence[Entrant], steps: int) -> float:
 def check_repeatable(batches: Batches) -> None:
     """Raise TrainError for an iterator: each heat needs the same batches."""
     if isinstance(batches, Iterator):
-        raise TrainError(
-            "the batches can be gone through only once",
-            got="an iterator",
-            expected="a list, a loader, or a function of the epoch",
-            hint="A race before a training goes through them several times",
-        )
+        raise TrainError("E-race-batches-once")
 
 
 def rate_at(lr: float, quarters: int) -> float:

@@ -130,7 +130,7 @@ class LayerSettings:
         """Raise LycorisError for an impossible value."""
         if self.algorithm not in trainable():
             raise LycorisError(
-                "an unknown algorithm",
+                "E-algorithm-unknown",
                 key=where,
                 got=str(self.algorithm),
                 expected=either(trainable()),

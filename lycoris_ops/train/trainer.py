@@ -64,13 +64,7 @@ def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> Non
     """
     lazy = next((name for name, p in net.module.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
-        raise TrainError(
-            "the model has a parameter without a shape",
-            key=lazy,
-            got="a parameter of a lazy module before its first pass",
-            expected="a model whose parameters have values",
-            hint="Call the model with one batch first",
-        )
+        raise TrainError("E-parameter-without-shape", key=lazy)
     check_in_memory(net.module, (member.site for member in net.members.values()), TrainError)
     if device is not None:
         check_device(device)
@@ -102,12 +96,10 @@ class Trainer:
         validation: Batches | None = None,
     ) -> None:
         if options.patience is not None and validation is None:
-            raise TrainError(
-                "an early stop needs batches to validate with", key="patience", expected="validation"
-            )
+            raise TrainError("E-early-stop-without-batches", key="patience")
         total = steps or options.steps
         if total is None:
-            raise TrainError("a trainer needs the number of its steps", key="steps")
+            raise TrainError("E-trainer-steps-unknown", key="steps")
         self.net = net
         self.loss = loss
         self.options = options
@@ -136,14 +128,14 @@ class Trainer:
         lr = options.lr or usual_rate(net, self.family, options.lora_plus)
         if self.family.averages and (options.ema is not None or options.schedule != "constant"):
             raise TrainError(
-                f"{options.optimiser} averages the weights in place of a schedule",
+                "E-optimiser-averages-and-schedule",
+                optimiser=options.optimiser,
                 got=f"schedule {options.schedule}" + (f", ema {options.ema:g}" if options.ema else ""),
-                expected="schedule constant, and no ema",
             )
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
         if self.copies.sharded and not self.family.elementwise:
             raise TrainError(
-                "this optimiser needs whole tensors, and the network is sharded",
+                "E-optimiser-needs-whole-tensors",
                 key="optimiser",
                 got=self.family.name,
                 expected=either([name for name, family in optimisers().items() if family.elementwise]),
@@ -196,7 +188,7 @@ class Trainer:
         number = self.done + 1
         count = of or len(batches)
         if not count:
-            raise TrainError("a step needs at least one batch")
+            raise TrainError("E-step-without-batch")
         self.net.train()
         try:
             with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(self._statistics):
@@ -230,7 +222,7 @@ class Trainer:
     def validate(self) -> float:
         """The mean loss of the validation batches, in `evaluated`, always with the same random numbers."""
         if self.validation is None:
-            raise TrainError("there are no batches to validate with")
+            raise TrainError("E-validation-batches-absent")
         losses: list[float] = []
         with self.evaluated(), torch.no_grad():
             feed = Chance(self.options.seed, "validation")
@@ -368,20 +360,14 @@ class Trainer:
         ):
             if theirs != ours:
                 raise TrainError(
-                    "the state is of a training with other settings",
-                    file=file,
-                    key=key,
-                    got=str(theirs),
-                    expected=str(ours),
+                    "E-resume-settings-differ", file=file, key=key, got=str(theirs), expected=str(ours)
                 )
         self._put(self.parameters, state["weights"])
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
         try:
             self.optimiser.load_state_dict(self._divided(state["optimiser"]["state"]))
         except ValueError as error:
-            raise MatchError(
-                "the optimiser's state does not fit the network", file=file, got=str(error)
-            ) from error
+            raise MatchError("E-optimiser-state-misfits", file=file, got=str(error)) from error
         for group, (lr, decay) in zip(self.optimiser.param_groups, rates, strict=True):
             group["initial_lr"], group["weight_decay"] = lr, decay
         if self.average is not None:
@@ -422,7 +408,11 @@ class Trainer:
             self.load_state_dict(state, str(path))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise FileFormatError(
-                f"{STATE_FORM.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
+                "E-checkpoint-damaged",
+                file=str(path),
+                what=STATE_FORM.what,
+                name=type(error).__name__,
+                error=error,
             ) from error
 
     @torch.no_grad()
@@ -509,12 +499,11 @@ class Trainer:
             for name, value, other in zip(("the loss", *self.names), sizes, first, strict=True):
                 if abs(value - other) > ALIKE * max(abs(value), abs(other)):
                     raise TrainError(
-                        "the processes that compute one copy of the model do not agree",
+                        "E-processes-disagree",
                         key=name,
-                        got=f"{value:.6g} in one of them and {other:.6g} in another, in step {number}",
-                        expected="the same loss and the same gradients",
-                        hint="Exclude layers that see another part of the input in each process, such as "
-                        "norms of single heads, and give the same batches to all of them",
+                        one=f"{value:.6g}",
+                        other=f"{other:.6g}",
+                        step=number,
                     )
 
     def _check_rise(
@@ -537,10 +526,12 @@ class Trainer:
         self.intact = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
-            f"the training makes the model worse: relative to the model alone, its loss in step "
-            f"{report.step} is {risen:.3g} times as high as at first, and was too high at the check before",
-            got=f"a loss of {loss:.3g}, and {alone:.3g} without what was learned, at a rate of {report.lr:g}",
-            hint="The network has the weights from before the loss rose. Try a tenth of the learning rate",
+            "E-training-makes-worse",
+            step=report.step,
+            risen=f"{risen:.3g}",
+            loss=f"{loss:.3g}",
+            alone=f"{alone:.3g}",
+            lr=f"{report.lr:g}",
         )
 
     def _repeated(
@@ -625,11 +616,7 @@ class Trainer:
 
 def _independent(loss: str) -> TrainError:
     """The error for a loss that does not depend on the network; `loss` describes the loss."""
-    return TrainError(
-        "the loss does not depend on the network",
-        got=loss,
-        hint="Compute it with the module that is passed in, without no_grad, detach or item",
-    )
+    return TrainError("E-loss-independent", got=loss)
 
 
 def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
@@ -641,14 +628,8 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
         if parameter.requires_grad
     }
     if not trained:
-        raise TrainError("the network has nothing to train")
+        raise TrainError("E-nothing-to-train")
     for name, parameter in trained.items():
         if parameter.dtype not in (torch.float32, torch.float64):
-            raise TrainError(
-                "small steps are lost in tensors of this dtype",
-                key=name,
-                got=str(parameter.dtype),
-                expected="float32",
-                hint="Keep the network in float32 and set `autocast` to compute in a smaller dtype",
-            )
+            raise TrainError("E-dtype-loses-steps", key=name, got=str(parameter.dtype))
     return list(trained), list(trained.values())

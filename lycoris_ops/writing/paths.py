@@ -56,19 +56,13 @@ def _in_folder(path: Path, dialect: str) -> Path:
     if path.suffix.lower() not in SAFETENSORS + PICKLES and not path.is_file():
         path = path / name
     if path.name != name:
-        raise WriteError(
-            f"{dialect} finds an adapter only under one name, in a folder of its own",
-            file=str(path),
-            got=path.name,
-            expected=f"a folder, or {name} in one",
-            hint="For a file of another name choose another dialect, such as lycoris",
-        )
+        raise WriteError("E-dialect-needs-folder", file=str(path), dialect=dialect, name=name, got=path.name)
     others = [file.name for file in path.parent.glob("*") if file.suffix.lower() in SAFETENSORS]
     if set(others) - {name}:
         raise WriteError(
-            f"the folder holds other adapters, and {CONFIG_NAME} would be for all of them",
+            "E-folder-holds-other-adapters",
             file=str(path),
+            config=CONFIG_NAME,
             got=", ".join(sorted(set(others) - {name})[:3]),
-            expected="a folder of its own",
         )
     return path

@@ -71,9 +71,9 @@ class Regrouper:
         layer = source.rows(*ranges)
         if _values(layer) > _values(source):
             raise LayerError(
-                f"{a_layer(source.algorithm)} cut at these rows has no small factors",
-                got=", ".join(f"rows {start} to {stop}" for start, stop in ranges),
-                expected="rows at which a factor can be cut",
+                "E-kind-rows-not-small",
+                algorithm=a_layer(source.algorithm),
+                got=", ".join((f"rows {start} to {stop}" for start, stop in ranges)),
             )
         return layer
 
@@ -111,12 +111,12 @@ class Regrouper:
             # In this form NaN fails too.
             if not error <= NEAR * theirs.abs().max().item():
                 raise WriteError(
-                    "an internal check failed: the split or joined layer differs from its source",
+                    "E-internal-split-differs",
                     file=self._adapter.path,
                     key=planned.name,
-                    got=f"an error of {error:.2e}",
-                    expected=f"at most {NEAR:g} of {theirs.abs().max().item():.2e}",
-                    hint="Please report this; nothing was written",
+                    error=f"{error:.2e}",
+                    near=f"{NEAR:g}",
+                    theirs=f"{theirs.abs().max().item():.2e}",
                 )
 
     def _change_of(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -67,11 +67,10 @@ def adapter_tensors(
     for layer in layers:
         if layer.encoded.options:
             raise LayerError(
-                "a layer needs options that its tensors do not hold",
+                "E-layer-needs-options",
                 file=adapter.path,
                 key=layer.planned.sources[0],
-                got=", ".join(f"{name} {value}" for name, value in layer.encoded.options.items()),
-                expected="a layer without options in its file's metadata",
+                got=", ".join((f"{name} {value}" for name, value in layer.encoded.options.items())),
             )
     keyed = {f"{m.encoded.name}.{suffix}": t for m in layers for suffix, t in m.encoded.tensors.items()}
     loose = adapter.file.read(
@@ -115,9 +114,7 @@ def save_adapter(
     if dialect is not None:
         write_of(dialect)
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
-        raise LycorisError(
-            "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
-        )
+        raise LycorisError("E-save-dtype-unknown", got=str(dtype), expected=", ".join(FLOATS))
     check_text(metadata or {})
     named = dialect or own_dialect(adapter.dialect)
     dialect = named or KEPT
@@ -127,13 +124,7 @@ def save_adapter(
     loose = _loose(adapter, dialect, drop_unread, same=named is None or named == adapter.dialect)
     planned = writer.plan()
     if not planned:
-        raise LayerError(
-            "the adapter has no layer that can be written",
-            file=adapter.path,
-            got=f"{len(adapter.unreadable)} layers that cannot be read",
-            expected="at least one layer",
-            hint="Its `unreadable` says why, and so does the inspect command",
-        )
+        raise LayerError("E-adapter-not-writable", file=adapter.path, count=len(adapter.unreadable))
     layers: list[Made] = []
     for layer in planned:
         layers.append(writer.make(layer))
@@ -243,10 +234,7 @@ def _check_kind(kind: type[Layer], dialect: str, takes_lokr: bool) -> None:
     if not write_of(dialect).holds(kind, takes_lokr):
         able = [name for name, write in WRITES.items() if write.configuration is None]
         raise LayerError(
-            f"{dialect} holds no {kind.algorithm}",
-            got=kind.algorithm,
-            expected="lora",
-            hint=f"It can be written as {either(able)}",
+            "E-dialect-lora-only", dialect=dialect, algorithm=kind.algorithm, able=able, got=kind.algorithm
         )
 
 
@@ -262,23 +250,24 @@ def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[st
         kept += bundled
     elif bundled and not drop:
         raise LayerError(
-            f"{dialect} holds no embeddings",
+            "E-dialect-without-embeddings",
             file=adapter.path,
             key=bundled[0],
-            got=f"{len(bundled)} keys of the embeddings {', '.join(adapter.embeddings)}",
+            dialect=dialect,
+            count=len(bundled),
+            embeddings=adapter.embeddings,
             expected=either([name for name, write in WRITES.items() if write.embeddings]),
-            hint="Write it as one of these, or leave the embeddings out (drop_unread, --drop-unread)",
         )
     if adapter.unused_keys and same:
         kept += adapter.unused_keys
     elif adapter.unused_keys and not drop:
         raise LayerError(
-            f"a part of the file is not read, so it cannot be written as {dialect}",
+            "E-dialect-part-unread",
             file=adapter.path,
             key=adapter.unused_keys[0],
-            got=f"{len(adapter.unused_keys)} keys of no known kind",
-            expected=f"the dialect {adapter.dialect}, where they are copied as they are",
-            hint="Leave them out with drop_unread (--drop-unread) if they are not needed",
+            dialect=dialect,
+            keys=len(adapter.unused_keys),
+            own_dialect=adapter.dialect,
         )
     return kept
 

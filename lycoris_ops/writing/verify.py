@@ -42,21 +42,17 @@ def check_written(
         held = MemoryFile.of(file.path, {key: tensors[key] for key in file.tensors}, file.metadata)
         for key, info in held.tensors.items():
             if info[:2] != file.tensors[key][:2]:
-                raise LayerError("a tensor has another shape or dtype", key=key, got=str(file.tensors[key]))
+                raise LayerError("E-written-tensor-form-differs", key=key, got=str(file.tensors[key]))
         adapter = read_adapter(held, config, TensorCache(0))
         if set(adapter.info) != set(layers) or not set(loose) <= set(adapter.file.tensors):
             strange = sorted(set(adapter.info).symmetric_difference(layers))
-            raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
+            raise LayerError("E-written-layers-differ", got=", ".join(strange[:NAMED]) or "other keys")
         for name, layer in layers.items():
             if wrong := difference(layer, adapter.layer(name, keep=False)):
-                raise LayerError("a layer differs", got=f"{name}: {wrong}")
+                raise LayerError("E-written-layer-differs", name=name, wrong=wrong)
     except LycorisError as error:
         raise WriteError(
-            f"the written file differs from its source: {error.problem}; please report this",
-            file=str(out),
-            key=error.key,
-            got=error.got,
-            hint="Nothing was left behind, and an earlier file of that name is untouched",
+            "E-written-file-differs", file=str(out), key=error.key, fault=error.problem, got=error.got
         ) from error
 
 
@@ -64,12 +60,12 @@ def _check_bytes(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> No
     """Raise LayerError unless a file is this header and then the bytes of these tensors, in this order."""
     with open_file(str(path)) as file:
         if file.read(len(header)) != header:
-            raise LayerError("it has another header")
+            raise LayerError("E-written-header-differs")
         for key, tensor in tensors.items():
             stored, meant = bytearray(tensor.nbytes), cast("Any", raw_bytes(tensor))
             read_exactly(file, memoryview(stored), str(path))
             # A bytearray is compared as it lies in memory, a memoryview value by value.
             if stored != meant:
-                raise LayerError("a tensor has other values", key=key)
+                raise LayerError("E-written-values-differ", key=key)
         if file.read(1):
-            raise LayerError("it holds more than its tensors")
+            raise LayerError("E-written-tensors-differ")

@@ -94,33 +94,17 @@ def caption_of(
     text with values that are not finite.
     """
     if len(conditioning) != 1:
-        raise TrainError(
-            "a caption must be one conditioning",
-            got=f"{len(conditioning)} combined",
-            expected="1",
-            hint="Combined conditionings are for samplers. Give one for each picture, as a list",
-        )
+        raise TrainError("E-caption-conditionings-several", count=len(conditioning))
     text, settings = conditioning[0]
     check_made(model, settings)
     for name, words in FOR_SAMPLERS.items():
         if settings.get(name) is not None:
-            raise TrainError(
-                f"a caption has {words}, which only a sampler can follow",
-                key=name,
-                hint="Give the conditioning as CLIP Text Encode makes it",
-            )
+            raise TrainError("E-caption-with-sampler-options", key=name, words=words)
     if (strength := settings.get("strength", 1.0)) != 1.0:
-        raise TrainError(
-            "a caption has a strength, which only a sampler can follow",
-            key="strength",
-            got=f"{strength:g}",
-            expected="1",
-        )
+        raise TrainError("E-caption-with-strength", key="strength", got=f"{strength:g}")
     start, end = settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)
     if (start, end) != (0.0, 1.0):
-        raise TrainError(
-            "a caption is for a part of the sampling only", key="start_percent", got=f"{start} to {end}"
-        )
+        raise TrainError("E-caption-for-part-of-sampling", key="start_percent", start=start, end=end)
     device = device or latent.values.device
 
     def own(tensor: Tensor) -> Tensor:
@@ -129,11 +113,7 @@ def caption_of(
 
     def finite(tensor: Tensor) -> Tensor:
         if not graph and not tensor.isfinite().all():
-            raise TrainError(
-                "a caption has values that are not finite",
-                got=f"of shape {list(tensor.shape)}",
-                hint="Load the text encoder in a dtype with a larger range, such as bfloat16 or float32",
-            )
+            raise TrainError("E-caption-not-finite", shape=list(tensor.shape))
         return own(tensor)
 
     defaults: dict[str, Any] = {}

@@ -14,12 +14,7 @@ def trained_family(model: Any) -> Family:
     """The family of a model of the host. Raises TrainError for a model that does not denoise."""
     family, own = family_of(model), type(model).__name__
     if not family.denoises:
-        raise TrainError(
-            "this model makes no pictures, and is not trained by adding noise to them",
-            key="model",
-            got=own,
-            expected="a model that denoises, such as Stable Diffusion, Flux or Wan",
-        )
+        raise TrainError("E-model-makes-no-pictures", key="model", got=own)
     with located(key=own):
         parametrisation_of(model.model_sampling)
     return family

@@ -134,22 +134,16 @@ class DiffusionLoss:
         noise_alone = ends_in_noise(self._sampling)
         if self.noise_offset and ("flow" in kind.name or noise_alone):
             raise TrainError(
-                "a noise offset is for models that predict noise or v and never see pure noise",
+                "E-noise-offset-not-for-model",
                 key="noise_offset",
                 got=f"a model of {kind.name}"
                 + (" that learns brightness from a last step of pure noise (zsnr)" if noise_alone else ""),
-                expected="0",
             )
         if self.loss_type == "huber" and self.delta <= 0:
-            raise TrainError(
-                "a Huber loss that counts from 0 on is 0 for every difference",
-                key="huber_c",
-                got=f"{self.delta:g}",
-                expected="above 0; 0.1 is usual",
-            )
+            raise TrainError("E-huber-from-0", key="huber_c", got=f"{self.delta:g}")
         if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
             raise TrainError(
-                "a share must be from 0 to 1", got=f"{self.caption_dropout}, noise_offset {self.noise_offset}"
+                "E-share-out-of-range", caption_dropout=self.caption_dropout, noise_offset=self.noise_offset
             )
 
     @property

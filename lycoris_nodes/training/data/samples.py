@@ -81,7 +81,7 @@ def samples_of(
     """
     singles = list(_singles(latents))
     if not singles:
-        raise TrainError("there are no latents", key=name, expected="at least one")
+        raise TrainError("E-latents-absent", key=name)
     count = len(singles)
     conditionings = _for_each(
         [text for conditioning in captions for text in conditioning], count, "captions", name
@@ -91,17 +91,11 @@ def samples_of(
     words: list[str | None] = [None] * count
     if encoder:
         if not texts:
-            raise TrainError(
-                "a text encoder is trained on texts",
-                key=name.replace("latents", "captions"),
-                got="encoded captions alone",
-                expected="the captions as texts too, one for each latent, or one for all",
-                hint="Link the texts of the pictures, or unlink `clip`",
-            )
+            raise TrainError("E-encoder-needs-texts", key=name.replace("latents", "captions"))
         words = _for_each(list(texts), count, "texts", name)
     nothing = [text for conditioning in empty for text in conditioning]
     if len(nothing) > 1:
-        raise TrainError("there can be only one empty caption", key="empty_caption", got=f"{len(nothing)}")
+        raise TrainError("E-caption-empty-several", key="empty_caption", got=len(nothing))
     captions_made: dict[tuple[Any, ...], Caption] = {}
 
     def encoded(of: Any, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
@@ -211,7 +205,7 @@ def _encoded(
     """A caption on the CPU. It is encoded from `words` if an encoder and words are given."""
     rows = getattr(conditioning[0], "shape", (1,))[0]
     if rows != 1:
-        raise TrainError("a caption must be one text", got=f"{rows} in one conditioning", expected="1")
+        raise TrainError("E-caption-texts-several", rows=rows)
     if encoder and words is not None:
         with torch.no_grad():
             caption = encoder.caption(Text(words, conditioning[1]), latent)
@@ -298,10 +292,9 @@ def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] 
         with _numbered(name, number, len(latents)):
             if not isinstance(mask, Tensor) or mask.ndim > 4:
                 raise TrainError(
-                    f"the `{NOISE_MASK}` of a latent is not a picture's mask",
+                    "E-latent-mask-unusable",
+                    noise_mask=NOISE_MASK,
                     got=str(list(mask.shape)) if isinstance(mask, Tensor) else "several parts",
-                    expected="one mask for each picture",
-                    hint="Link `masks`, which are used in its place, or latents without it",
                 )
             yield from _for_each(_planes(mask), count, NOISE_MASK, name)
 
@@ -311,12 +304,7 @@ def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
     if len(values) == 1:
         return values * count
     if len(values) != count:
-        raise TrainError(
-            f"there are not as many {what} as latents",
-            key=name,
-            got=f"{len(values)} {what} and {count} latents",
-            expected="one for each, or one for all",
-        )
+        raise TrainError("E-captions-miscount", key=name, what=what, count=len(values), latents=count)
     return values
 
 

@@ -69,10 +69,7 @@ def parametrisation_of(model_sampling: Any) -> Parametrisation:
     if name := predicted_by(model_sampling):
         return KINDS[name]
     raise TrainError(
-        "this model is not trained by adding noise to latents",
-        got=" ".join(kind.__name__ for kind in type(model_sampling).__mro__[1:3]),
-        expected="a model that denoises, such as Stable Diffusion, Flux or Wan",
-        hint="Models that turn one picture into another in a single pass cannot be trained here",
+        "E-model-not-denoising", got=" ".join(kind.__name__ for kind in type(model_sampling).__mro__[1:3])
     )
 
 

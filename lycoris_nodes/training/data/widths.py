@@ -41,12 +41,7 @@ def misfits_told(network: nn.Module) -> Generator[None]:
             if not misfits:
                 raise
             path, width, expected = misfits[0]
-            raise TrainError(
-                "a caption does not have the model's width",
-                got=f"{width} values for {path}",
-                expected=f"{expected}",
-                hint="It was probably encoded by the CLIP of another model. Encode it by the model's own",
-            ) from error
+            raise TrainError("E-caption-width-differs", width=width, path=path, expected=expected) from error
 
 
 def _widths(caption: Caption) -> frozenset[tuple[str, int]]:

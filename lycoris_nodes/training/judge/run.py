@@ -181,18 +181,14 @@ def _check_links(asked: Asked) -> None:
     needed = {"captions": "clip", "clip_vision": "vae", "other_positive": "clip_vision"}
     for name, other in needed.items():
         if getattr(asked, name) and getattr(asked, other) is None:
-            raise TrainError(
-                f"`{name}` is of no use without `{other}`",
-                key=name,
-                hint=f"Link `{other}`, or unlink `{name}`",
-            )
+            raise TrainError("E-input-needs-another", key=name, other=other)
     pictured = can_show(asked.model, asked.vae) and all(
         has_pictures([latent_alone.shape for latent_alone in parts_of(latent["samples"])])
         for latent in asked.latents
     )
     if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
-            "a CLIP vision model needs pictures",
+            "E-judge-vision-without-pictures",
             key="samples",
             got="0" if pictured else "latents that are no pictures",
             expected="1 or more" if pictured else "1 or more, and latents of pictures",

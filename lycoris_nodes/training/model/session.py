@@ -139,11 +139,7 @@ def opened(
     """
     session = Session(patcher)
     if patcher.model in _open:
-        raise TrainError(
-            "a training of this model is running already",
-            got=type(patcher.model).__name__,
-            hint="Wait for its end, or stop it",
-        )
+        raise TrainError("E-training-of-model-runs", got=type(patcher.model).__name__)
     # Stay in the caller's mode here: weights that the host made in inference mode must be moved in inference
     # mode.
     if memory is not None:

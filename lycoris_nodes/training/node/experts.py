@@ -31,10 +31,12 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
     if choice == AS_FAMILY:
         return ALL, ""
     raise TrainError(
-        "this model is not one of two experts for parts of the noise",
+        "E-expert-not-for-model",
         key="expert",
-        got=f"{choice}, for a model of the class {type(patcher.model).__name__}",
-        expected=f"{AS_FAMILY} or {ALL}; Wan 2.2 of 14 B has experts",
+        choice=choice,
+        name=type(patcher.model).__name__,
+        as_family=AS_FAMILY,
+        all=ALL,
     )
 
 

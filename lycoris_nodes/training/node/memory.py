@@ -38,9 +38,7 @@ def within_memory(*advice: str) -> Generator[None]:
         if isinstance(error, LycorisError) or not is_out_of_memory(error):
             raise
         raise TrainingMemoryError(
-            "there is not enough memory",
-            got=str(error).partition("\n")[0],
-            hint=f"In this order: {', '.join(advice)}",
+            "E-memory-for-training", advice=advice, got=str(error).partition("\n")[0]
         ) from error
 
 

@@ -34,9 +34,9 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
         pattern, colon, options = line.rpartition(":")
         pairs = [option.split() for option in options.split(",")]
         if not colon or not pattern.strip() or any(len(pair) != 2 for pair in pairs):
-            raise RuleError("a line cannot be understood", key=f"line {number}", got=line, expected=EXAMPLE)
+            raise RuleError("E-overrides-line", key=f"line {number}", got=line, expected=EXAMPLE)
         if pattern.strip() in overrides:
-            raise RuleError("two lines have the same pattern", key=f"line {number}", got=pattern.strip())
+            raise RuleError("E-overrides-pattern-repeated", key=f"line {number}", got=pattern.strip())
         overrides[pattern.strip()] = {name: _value(word) for name, word in pairs}
     return overrides
 
@@ -51,20 +51,14 @@ def arguments_of(text: str) -> dict[str, Any]:
         name, equals, value = piece.partition("=")
         if not (equals and name.isidentifier() and value):
             raise RuleError(
-                "an argument of the optimiser is not understood",
-                key="optimiser_args",
-                got=piece,
-                expected=ARGUMENTS,
+                "E-optimiser-argument-malformed", key="optimiser_args", got=piece, expected=ARGUMENTS
             )
         if name in INPUTS:
             raise RuleError(
-                "this argument of the optimiser is an input of the node",
-                key="optimiser_args",
-                got=piece,
-                hint=f"Set it in `{INPUTS[name]}`",
+                "E-optimiser-argument-is-an-input", key="optimiser_args", input=INPUTS[name], got=piece
             )
         if name in arguments:
-            raise RuleError("an argument of the optimiser is given twice", key="optimiser_args", got=name)
+            raise RuleError("E-optimiser-argument-repeated", key="optimiser_args", got=name)
         words = value.strip("()[]").split(",")
         arguments[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
     return arguments
@@ -81,7 +75,7 @@ def sampled_as(text: str) -> list[Sampling]:
         match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
         if match is None:
             raise RuleError(
-                "the settings of a sample cannot be understood",
+                "E-sample-settings-not-understood",
                 key=f"sample_settings, line {number}",
                 got=line,
                 expected=SAMPLE,

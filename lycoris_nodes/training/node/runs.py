@@ -176,28 +176,23 @@ def _resumed(keys: Sequence[RunKey], data: Mapping[str, Sequence[Sketch]], check
     if nearest is None:
         first, new = keys[0], keys[0].new
         raise TrainError(
-            "there is no training of this name to go on with",
+            "E-training-absent",
             key=first.prefix,
-            expected=f"a folder {_name(new, first.dialect)}_00001_-checkpoints with a state in "
-            f"{shown_path(new.parent)}",
-            hint="Turn off `resume` to begin one",
+            new=_name(new, first.dialect),
+            parent=shown_path(new.parent),
         )
     if checkpoint:
         nearest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in nearest]
     for run, key in zip(nearest, keys, strict=True):
         if by := running_in(run.folder):
-            raise TrainError(
-                "this training runs now",
-                file=shown_path(run.output),
-                got=by,
-                hint=f"Wait for its end. {ANEW}",
-            )
+            raise TrainError("E-training-runs-now", file=shown_path(run.output), anew=ANEW, got=by)
         if run.state:
             if fixed := _fixed(run.state, key.settings):
                 raise TrainError(
-                    f"a training cannot go on with these settings: {'; '.join(fixed)}",
+                    "E-training-settings-changed",
                     file=shown_path(run.output),
-                    hint=f"Set them back. {ANEW}",
+                    fixed="; ".join(fixed),
+                    anew=ANEW,
                 )
             (run.folder / ASIDE).unlink(missing_ok=True)
     return nearest
@@ -269,7 +264,7 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
     known = {file.name.removesuffix(STATE): file for file in sorted(folder.glob(f"*{STATE}"))}
     if name not in known:
         raise TrainError(
-            "there is no such checkpoint to go on from",
+            "E-training-checkpoint-absent",
             file=shown_path(folder),
             key="resume_from",
             got=checkpoint,
@@ -373,12 +368,7 @@ def folder_of(name: str) -> Path:
     new = adapter_path(prefix, DIALECT) if has_output_folder(prefix) else None
     folders = None if new is None else next(_folders(new, DIALECT), None)
     if folders is None:
-        raise TrainError(
-            "there is no training of this name",
-            key=name,
-            expected=f"a folder whose name ends in _00001_{CHECKPOINTS}, in the output folder",
-            hint="Give the `filename_prefix` of Train LoRA / LyCORIS, or link its output `path`",
-        )
+        raise TrainError("E-training-name-absent", key=name, checkpoints=CHECKPOINTS)
     return folders[0]
 
 

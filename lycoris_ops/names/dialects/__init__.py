@@ -85,7 +85,7 @@ GENERIC_NAMES = tuple(sorted(dialect.file for dialect in DIALECTS.values() if di
 def write_of(dialect: str) -> Write:
     """How a dialect is written. Raises LycorisError for one that is unknown, or only read."""
     if dialect not in WRITES:
-        raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN_DIALECTS))
+        raise LycorisError("E-dialect-unknown", got=str(dialect), expected=", ".join(WRITTEN_DIALECTS))
     return WRITES[dialect]
 
 

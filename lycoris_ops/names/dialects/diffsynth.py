@@ -48,13 +48,7 @@ def _opened(read: Opened) -> Opened:
     for key in ups:
         shape = file.tensors[key].shape
         if shape and shape[0] % (3 * HEAD):
-            raise LayerError(
-                "the rows of query, key and value are ordered head by head, but are not whole heads",
-                file=file.path,
-                key=key,
-                got=f"{shape[0]} rows",
-                expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
-            )
+            raise LayerError("E-heads-not-whole", file=file.path, key=key, shape=shape[0], head=HEAD)
     return replace(read, file=DerivedFile(file, file.tensors, {key: (key, _by_projection) for key in ups}))
 
 

@@ -89,15 +89,15 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
     """
     tensors = peft_lora.named_tensors(layer)
     if EMBEDDING_UP in tensors:
-        raise LayerError("holds no LoRA of an embedding", got=EMBEDDING_UP)
+        raise LayerError("E-dialect-without-embeddings-lora", got=EMBEDDING_UP)
     if BASE_BIAS in tensors:
-        raise LayerError("holds no values of a bias", got=BASE_BIAS)
+        raise LayerError("E-dialect-without-bias-values", got=BASE_BIAS)
     assert isinstance(layer, Lora) and layer.lora_up is not None and layer.lora_down is not None
     rank = int(layer.lora_up.shape[1])
     factor = scale(layer.alpha, rank)
     if layer.start == "olora" and factor != 1.0:
         # PEFT also scales the part that it subtracts from the base. Without an alpha that scale would be 1.
-        raise LayerError("holds OLoRA only at a scale of 1", got=f"alpha / rank = {factor:g}")
+        raise LayerError("E-olora-scale-not-1", factor=f"{factor:g}")
     up, down = times(layer.lora_up, factor), layer.lora_down
     if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:
         up, down = layer.lora_up, scaled
@@ -120,14 +120,12 @@ def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     Raises LayerError where diffusers does not read LoKr, and for a layer of a convolution.
     """
     if not asked.takes_lokr:
-        raise LayerError(
-            "reads lokr for the transformers of some models only",
-            got="a layer that is not known to be in one of them",
-            expected="Flux 2 or Z-Image, given as the model that the adapter is for",
-        )
+        raise LayerError("E-lokr-model-unknown-to-dialect")
     tensors, wanted = LokrConfig.encoded(layer)
     if kernel := next((s for s, t in tensors.items() if t.ndim > 2), None):
-        raise LayerError("holds no lokr of a convolution", got=f"{kernel} {list(tensors[kernel].shape)}")
+        raise LayerError(
+            "E-dialect-without-lokr-convolution", kernel=kernel, shape=list(tensors[kernel].shape)
+        )
     first, written = W1 if W1 in tensors else W1_A, dict(tensors)
     if layer.rank is not None:
         written[first] = times(tensors[first], scale(layer.alpha, layer.rank))

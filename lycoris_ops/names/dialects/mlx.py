@@ -77,24 +77,11 @@ def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
     """
     a, b = file.tensors[name + A].shape, file.tensors[name + B].shape
     if len(a) == len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
-        raise FileFormatError(
-            "a LoRA of all experts in one tensor, as mlx-lm writes it, is not read",
-            file=file.path,
-            key=name + A,
-            got=f"{list(a)} and {list(b)}",
-            expected="(I, r) and (r, O)",
-            hint="mlx_lm.fuse merges it into the model",
-        )
+        raise FileFormatError("E-mlx-joined-experts", file=file.path, key=name + A, a=list(a), b=list(b))
     if not len(a) == len(b) == 2 or a[1] != b[0]:
         return False
     if a[0] == b[1] and not known:
-        raise FileFormatError(
-            "the shapes do not say which axis of these factors is the rank",
-            file=file.path,
-            key=name + A,
-            got=f"{list(a)} and {list(b)}",
-            hint="Put the adapter_config.json that mlx-lm wrote beside the file",
-        )
+        raise FileFormatError("E-rank-axis-ambiguous", file=file.path, key=name + A, a=list(a), b=list(b))
     return True
 
 
@@ -129,13 +116,11 @@ class MlxConfig(RankedConfig[WantedMlx]):
         tensors.pop(ALPHA, None)
         if not isinstance(layer, Lora) or not {DOWN, UP} <= tensors.keys() <= {DOWN, UP, DORA}:
             refused = sorted(tensors.keys() - {DOWN, UP, DORA})
-            raise LayerError("holds plain LoRA and DoRA only", got=", ".join(refused) or layer.algorithm)
+            raise LayerError("E-dialect-plain-lora-only", got=", ".join(refused) or layer.algorithm)
         if layer.start is not None or tensors[DOWN].ndim != 2 or tensors[UP].ndim != 2:
-            raise LayerError(
-                "holds LoRA of linear layers only", got=layer.start or str(list(tensors[DOWN].shape))
-            )
+            raise LayerError("E-dialect-linear-only", got=layer.start or str(list(tensors[DOWN].shape)))
         if DORA in tensors and layer.magnitude_axis() != 0:
-            raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
+            raise LayerError("E-dialect-without-input-dora", got=str(list(tensors[DORA].shape)))
         written = {"lora_a": _turned(tensors[DOWN]), "lora_b": _turned(tensors[UP])}
         if DORA in tensors:
             written["m"] = tensors[DORA].flatten()

@@ -19,12 +19,7 @@ PACKED = re.compile(
 def _opened(read: Opened) -> Opened:
     for key in read.file.tensors:
         if key.endswith((".lora_down", ".lora_up")) and PACKED.search(key):
-            raise FileFormatError(
-                "the file holds a LoRA of Nunchaku's, packed for its kernels, which is not read",
-                file=read.file.path,
-                key=key,
-                hint="Use the file that it was converted from",
-            )
+            raise FileFormatError("E-nunchaku-not-read", file=read.file.path, key=key)
     return read
 
 

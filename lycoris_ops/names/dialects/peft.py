@@ -136,12 +136,7 @@ def _restated(held: Held) -> Mapping[str, Tensor]:
     magnitude, up = held.tensors[DORA], held.tensors.get(EMBEDDING_UP, held.tensors.get(PAIR[UP]))
     # Other tools have magnitudes for inputs too, under names of their own.
     if MAGNITUDE[0] in held.keys[DORA] and up is not None and magnitude.numel() != len(up):
-        raise LayerError(
-            "a DoRA magnitude in PEFT's names does not have one value for each output",
-            key=DORA,
-            got=str(list(magnitude.shape)),
-            expected=f"{len(up)} values",
-        )
+        raise LayerError("E-dora-magnitude-miscount", key=DORA, count=len(up), got=str(list(magnitude.shape)))
     return {DORA: magnitude.reshape((1, -1) if EMBEDDING_UP in held.tensors else -1)}
 
 
@@ -266,7 +261,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     rows = isinstance(layer, Full) and layer.set_rows is not None
     kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:
-        raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+        raise LayerError("E-dialect-without-kind", algorithm=layer.algorithm, got=layer.algorithm)
     kind.check_weight(asked.weight)
     if asked.biased:
         kind.check_bias(layer)
@@ -274,11 +269,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     set_bias = wanted.set_bias or BASE_BIAS in tensors
     wanted = replace(wanted, weight=asked.weight, set_bias=set_bias)
     if asked.on_parameter and tensors.keys() != {DOWN, UP}:
-        raise LayerError(
-            "holds only plain LoRA for experts and routers, and for layers with their names",
-            got=", ".join(sorted(tensors)),
-            expected="lora",
-        )
+        raise LayerError("E-dialect-lora-for-experts-only", got=", ".join(sorted(tensors)))
     return Encoded(
         asked.name,
         tensors,

@@ -31,10 +31,10 @@ def encode(layer: Layer, asked: Asked) -> Encoded:
     for option, value in said.items():
         # LyCORIS reads `sig_type` from the metadata. All others are read from PEFT's configuration only.
         if option != "sig_type":
-            raise LayerError(f"holds no {option}", got=f"{option} = {value}")
+            raise LayerError("E-dialect-without-option", option=option, value=value)
     tensors = layer.dump()
     if SET_BIAS in tensors:
-        raise LayerError("holds no values of a bias, only their change", got=SET_BIAS)
+        raise LayerError("E-dialect-bias-change-only", got=SET_BIAS)
     tensors.pop(ALPHA, None)
     alpha = alpha_of(layer)
     if alpha is not None:

@@ -54,11 +54,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     @classmethod
     def check_weight(cls, weight: Shape) -> None:
         if len(weight) not in (0, 2, 4):
-            raise LayerError(
-                "has BOFT only for linear layers and 2-D convolutions",
-                got=f"boft_peft of a weight {list(weight)}",
-                expected="a weight of 2 or 4 dimensions",
-            )
+            raise LayerError("E-peft-boft-shape", shape=list(weight))
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:

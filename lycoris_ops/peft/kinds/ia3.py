@@ -72,11 +72,7 @@ class Ia3Config(Config[WantedIa3]):
     def check_bias(cls, layer: Layer) -> None:
         assert isinstance(layer, Ia3)
         if layer.ia3_l is None and not layer.of_inputs:
-            raise LayerError(
-                "scales the bias with the outputs, and LyCORIS' IA3 does not",
-                got="on_input = 0",
-                expected="a layer that scales inputs, or a model whose layer has no bias",
-            )
+            raise LayerError("E-peft-ia3-bias")
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedIa3]:

@@ -32,6 +32,6 @@ class LnTuningConfig(Config[Wanted]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], Wanted]:
         tensors = layer.dump()
         if not tensors.keys() <= SUFFIXES.keys():
-            raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+            raise LayerError("E-dialect-without-kind", algorithm=layer.algorithm, got=layer.algorithm)
         wanted = Wanted(set_bias=SET not in tensors)
         return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, wanted

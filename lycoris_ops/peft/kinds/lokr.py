@@ -70,9 +70,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLokr]:
         assert isinstance(layer, Lokr)
         if layer.lokr_w2 is not None and layer.lokr_w2.ndim == 3 and not layer.of_peft:
-            raise LayerError(
-                "multiplies the two factors of a Conv1d in another way", got=str(list(layer.lokr_w2.shape))
-            )
+            raise LayerError("E-peft-conv1d-product", got=str(list(layer.lokr_w2.shape)))
         tensors = with_core(layer, layer.lokr_t2)
         shapes = layer.shapes
         w1 = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])

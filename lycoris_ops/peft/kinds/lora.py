@@ -229,12 +229,12 @@ def named_tensors(layer: Layer) -> dict[str, Tensor]:
     Raises LayerError for a layer of another kind, and for tensors that PEFT does not hold.
     """
     if not isinstance(layer, Lora):
-        raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+        raise LayerError("E-dialect-without-kind", algorithm=layer.algorithm, got=layer.algorithm)
     tensors = plain_tensors(layer, MID, DIFF_B, RESHAPE, *SPARSE)
     if DORA in tensors:
         # PEFT's magnitude is for outputs. On an embedding (V, D) it is for the D features, here the inputs.
         if layer.magnitude_axis() != (1 if EMBEDDING_UP in tensors else 0):
-            raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
+            raise LayerError("E-dialect-without-input-dora", got=str(list(tensors[DORA].shape)))
         # PEFT's magnitude is (O,), or on a convolution (1, O, 1, ...), like the outputs of a batch.
         ones = tuple(1 for _ in layer.extent[2:])
         tensors[DORA] = tensors[DORA].reshape(1, -1, *ones) if ones else tensors[DORA].flatten()

@@ -105,18 +105,13 @@ class OftConfig(BiasedConfig[WantedOft]):
     @classmethod
     def check_weight(cls, weight: Shape) -> None:
         if math.prod(weight[2:]) > 1:
-            raise LayerError(
-                "rotates every window of a convolution's input on its own, and adds where they overlap: its "
-                "forward pass makes another change than its merge",
-                got=f"oftv2 of a kernel {list(weight[2:])}",
-                expected="a linear layer, or a convolution with a kernel of 1",
-            )
+            raise LayerError("E-peft-oft-windows", kernel=list(weight[2:]))
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedOft]:
         assert isinstance(layer, OftV2)
         if layer.oft_r_scaled_oft is not None:
-            raise LayerError("holds no scaled OFT", got=SCALED)
+            raise LayerError("E-dialect-without-scaled-oft", got=SCALED)
         rotation = (layer.terms, layer.last, layer.constraint)
         block, blocks = layer.rank or 1, layer.oft_r.shape[0]
         return plain_tensors(layer, *LORA_ONLY), WantedOft(block=block, blocks=blocks, rotation=rotation)

@@ -50,7 +50,7 @@ class TrainableTokensConfig(Config[WantedRows]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedRows]:
         tensors = layer.dump()
         if tensors.keys() != {SET_ROWS, ROWS_AT}:
-            raise LayerError("holds nothing but rows that are set", got=", ".join(sorted(tensors)))
+            raise LayerError("E-dialect-set-rows-only", got=", ".join(sorted(tensors)))
         rows = tuple(map(int, numbers_of(tensors[ROWS_AT])))
         return {DELTA: tensors[SET_ROWS]}, WantedRows(rows=rows)
 
