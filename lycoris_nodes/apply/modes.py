@@ -200,12 +200,10 @@ def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
     """
     instead = "the same at all places" if placed else "the mean of its schedule"
     if strict:
-        problem = "a layer cannot follow a schedule, and strict is on"
         raise LycorisError(
-            "a layer cannot follow a mask, and strict is on" if placed else problem,
+            "E-mask-not-followed-strict" if placed else "E-schedule-not-followed-strict",
             key=path,
-            got=f"it can only be merged: {reason}",
-            hint=f"With strict off its strength is {instead}",
+            reason=reason,
         )
     return f"{reason}; its strength is {instead}"
 

@@ -199,7 +199,7 @@ class PictureFolder:
                 "E-folder-without-pictures",
                 file=str(path),
                 pictures=(*PICTURES, *(CLIPS if clips else ())),
-                got="; ".join((f"{reason}: {few(names)}" for reason, names in reasons.items())) or "nothing",
+                got="; ".join(f"{reason}: {few(names)}" for reason, names in reasons.items()) or "nothing",
                 hint=next((HINTS[reason] for reason in HINTS if reason in reasons), None),
             )
         return cls(path, _in_proportion(pictures), reasons)

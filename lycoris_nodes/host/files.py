@@ -48,10 +48,9 @@ def file_path(folder: str, name: str) -> str:
     path = _full_path(folder, name)
     if path is None:
         raise LycorisError(
-            "the file is not there" if name else "no file is chosen",
+            "E-host-file-absent" if name else "E-host-file-not-chosen",
             file=name,
-            expected=f"a file in a folder for {folder}",
-            hint="Put it there, or press R to refresh the lists of files and choose another",
+            folder=folder,
         )
     return path
 
@@ -121,11 +120,10 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
     outside = not wanted.is_relative_to(root)
     if outside or wanted == root or prefix.endswith("/"):
         raise WriteError(
-            "the file name leaves the output folder" if outside else "the file name is empty",
+            "E-output-name-outside" if outside else "E-output-name-empty",
             file=prefix,
             got=str(wanted),
-            expected=f"a name below {root}",
-            hint="Use a relative name such as folder/name",
+            root=str(root),
         )
     if (long := len(os.fsencode(wanted.name))) > LONGEST:
         raise WriteError(
@@ -186,10 +184,7 @@ def picture_folder(name: str) -> Path:
     home = Path(folder_paths.get_input_directory())
     if name not in _walked(str(home)):
         raise LycorisError(
-            "there is no such folder of pictures" if name else "no folder is chosen",
-            file=name,
-            expected=f"a folder in {home}",
-            hint="Put the folder there, or a link to it, press R, and choose it",
+            "E-picture-folder-absent" if name else "E-picture-folder-not-chosen", file=name, home=str(home)
         )
     return home / name
 

@@ -36,6 +36,6 @@ def encoded_with(
     Raises TrainError where this host does not have the node for it.
     """
     hint = "Update ComfyUI, or take the references out of the folder"
-    node = own_node(kind.node, "this ComfyUI cannot encode references for the model", hint)
+    node = own_node(kind.node, "encode references for the model", hint)
     seen = {"image_encoder": vision} if kind.sees else {}
     return node.execute(clip=clip, prompt=literal(text), vae=vae, **seen, **kind.given(images, size)).args[0]

@@ -24,10 +24,10 @@ NOISE_MASK = "noise_mask"
 
 
 def own_node(name: str, without: str, hint: str = "Update ComfyUI") -> Any:
-    """One of the host's own nodes. Raises TrainError for a host that lacks it, which `without` explains."""
+    """One of the host's own nodes. Raises TrainError for a host that lacks it, which cannot do `without`."""
     node = nodes.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
-        raise TrainError(without, got=f"no node {name}", hint=hint)
+        raise TrainError("E-host-node-absent", without=without, name=name, hint=hint)
     return node
 
 

@@ -36,12 +36,7 @@ def stack_input(tooltip: str) -> Any:
 
 def no_stack(verb: str, stack: Stack | None) -> LycorisError:
     """The error of a node that can do nothing without adapters: none came, or an empty stack."""
-    return LycorisError(
-        "E-stack-absent",
-        verb=verb,
-        got="an empty stack" if stack is not None else "no stack",
-        hint=None if stack is not None else UNLINKED.removesuffix("."),
-    )
+    return LycorisError("E-stack-unlinked" if stack is None else "E-stack-empty", verb=verb)
 
 
 def strength_input(name: str, tooltip: str) -> Any:

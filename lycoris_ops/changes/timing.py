@@ -202,7 +202,7 @@ def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> l
             "E-curve-too-many-numbers",
             name=name,
             got=str(len(numbers)),
-            expected=" and ".join((word for word, _ in wanted)),
+            expected=" and ".join(word for word, _ in wanted),
         )
     return [*numbers, *(usual for _, usual in wanted[len(numbers) :])]
 

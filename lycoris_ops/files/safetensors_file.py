@@ -156,23 +156,24 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[str, Any]]:
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise _damaged(fingerprint, "it is too short to be a safetensors file", got=f"{len(prefix)} bytes")
+        raise _damaged(fingerprint, "E-safetensors-too-short", count=len(prefix))
     size = int.from_bytes(prefix, "little")
     # Checked before reading: the length in a damaged file can ask for any amount of memory.
     most = min(MAX_JSON, fingerprint.size - 8)
     if size > most:
         raise _damaged(
             fingerprint,
-            "its header does not fit into the file" if most < MAX_JSON else "its header is too long",
-            got=f"a header of {size} bytes in a file of {fingerprint.size}",
-            expected=f"at most {most} bytes",
+            "E-safetensors-header-misfits" if most < MAX_JSON else "E-safetensors-header-too-long",
+            size=size,
+            file_size=fingerprint.size,
+            most=most,
         )
     try:
         header: Any = parse_json(file.read(size), unique=True)
     except ValueError as error:
-        raise _damaged(fingerprint, "its header is not valid JSON", got=str(error)) from error
+        raise _damaged(fingerprint, "E-safetensors-header-not-json", got=str(error)) from error
     if not isinstance(header, dict):
-        raise _damaged(fingerprint, "its header is not a table of tensors")
+        raise _damaged(fingerprint, "E-safetensors-header-not-a-table")
     return size, cast("dict[str, Any]", header)
 
 
@@ -182,29 +183,27 @@ def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
         # MLX writes it so where it has no metadata.
         return {}
     if not isinstance(table, dict):
-        raise _damaged(fingerprint, "its metadata is not a table", METADATA)
+        raise _damaged(fingerprint, "E-safetensors-metadata-not-a-table", METADATA)
     entries = cast("dict[str, Any]", table)
     if len(entries) > MAX_METADATA:
         raise _damaged(
             fingerprint,
-            "its metadata has too many entries",
+            "E-safetensors-metadata-too-long",
             METADATA,
-            got=str(len(entries)),
-            expected=f"at most {MAX_METADATA}",
+            got=len(entries),
+            most=MAX_METADATA,
         )
     texts: dict[str, str] = {}
     for key, value in entries.items():
         try:
             text = value if isinstance(value, str) else str(value)
         except RecursionError:
-            raise _damaged(fingerprint, "its metadata is nested too deeply", key) from None
+            raise _damaged(fingerprint, "E-safetensors-metadata-too-deep", key) from None
         if not is_text(key) or not is_text(text):
             raise _damaged(
                 fingerprint,
-                "its metadata holds a value that is not text",
+                "E-safetensors-metadata-not-text",
                 key,
-                got="half of a surrogate pair",
-                expected="characters that UTF-8 has",
             )
         texts[key] = text
     return texts
@@ -219,10 +218,10 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
         if info.start != position:
             raise _damaged(
                 fingerprint,
-                "the offsets of its tensors overlap or leave gaps",
+                "E-safetensors-offsets-overlap",
                 key=name,
-                got=f"data from byte {info.start}",
-                expected=f"data from byte {position}",
+                start=info.start,
+                position=position,
             )
         position = info.end
     # A truncated file has fewer bytes. Bytes that belong to no tensor make it longer.
@@ -230,10 +229,10 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
         last = ordered[-1][0] if ordered else None
         raise _damaged(
             fingerprint,
-            "it is cut off" if available < position else "it is longer than its header says",
+            "E-safetensors-cut-off" if available < position else "E-safetensors-too-long",
             key=last,
-            got=f"{available} bytes of data",
-            expected=f"{position} bytes",
+            available=available,
+            position=position,
         )
     return dict(ordered)
 
@@ -243,39 +242,28 @@ def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
         dtype, sizes, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         shape = stated_shape(sizes)
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
+        raise _damaged(fingerprint, "E-safetensors-entry-incomplete", key=name) from error
     # Compare types: for isinstance, JSON's true and false are integers.
     wrong = type(start) is not int or type(end) is not int or type(dtype) is not str
     if wrong or shape is None or start < 0:
-        raise _damaged(fingerprint, "a header entry holds values of the wrong types or sizes", key=name)
+        raise _damaged(fingerprint, "E-safetensors-entry-unusable", key=name)
     if dtype not in ITEM_BITS:
         raise _damaged(
-            fingerprint, "a tensor has an unknown dtype", key=name, got=dtype, expected=", ".join(ITEM_BITS)
+            fingerprint, "E-safetensors-dtype-unknown", key=name, got=dtype, expected=", ".join(ITEM_BITS)
         )
     size = (math.prod(shape) * ITEM_BITS[dtype] + 7) // 8
     if end - start != size:
         raise _damaged(
             fingerprint,
-            "the offsets of a tensor do not match its shape",
+            "E-safetensors-offsets-misfit-shape",
             key=name,
-            got=f"{end - start} bytes",
-            expected=f"{size} bytes for {dtype} {list(shape)}",
+            bytes=end - start,
+            size=size,
+            dtype=dtype,
+            shape=str(list(shape)),
         )
     return TensorInfo(dtype, shape, start, end)
 
 
-def _damaged(
-    fingerprint: Fingerprint,
-    problem: str,
-    key: str | None = None,
-    got: str | None = None,
-    expected: str | None = None,
-) -> FileFormatError:
-    return FileFormatError(
-        problem,
-        file=fingerprint.path,
-        key=key,
-        got=got,
-        expected=expected,
-        hint="The file is damaged or not a safetensors file: download or save it again",
-    )
+def _damaged(fingerprint: Fingerprint, code: str, key: str | None = None, **values: Any) -> FileFormatError:
+    return FileFormatError(code, file=fingerprint.path, key=key, **values)

@@ -229,10 +229,10 @@ def open_file(path: str) -> BinaryIO:
 
 
 ANSWERS = {
-    b"<!doctype html": "this is a web page, not a model",
-    b"<html": "this is a web page, not a model",
-    b"version https://git-lfs": "this is Git LFS's pointer to a model, not the model",
-    b'{"error"': "this is a site's error message, not a model",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "Git LFS's pointer to a model",
+    b'{"error"': "a site's error message",
 }
 """The beginnings of files that a download saved in place of a model, and what these files are."""
 
@@ -244,14 +244,9 @@ def check_no_answer(file: BinaryIO, path: str) -> None:
     """
     start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     file.seek(0)
-    for begins, problem in ANSWERS.items():
+    for begins, answer in ANSWERS.items():
         if start.startswith(begins):
-            raise FileFormatError(
-                problem,
-                file=path,
-                got=f"a file that begins with {begins.decode()}",
-                hint="Download it again; a login may be needed",
-            )
+            raise FileFormatError("E-file-not-a-model", file=path, answer=answer, begins=begins.decode())
 
 
 def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:

@@ -349,8 +349,8 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
             "E-disk-full-before-writing",
             file=str(path),
             what=what,
-            free=f"{free / 1000000.0:,.2f}",
-            size=f"{size / 1000000.0:,.2f}",
+            free=f"{free / 1e6:,.2f}",
+            size=f"{size / 1e6:,.2f}",
         )
 
 
@@ -368,12 +368,11 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
         # EFBIG: the file system has room, but not for a file of this size.
         full = error.errno in (errno.ENOSPC, errno.EFBIG)
         raise WriteError(
-            "the disk is full" if full else "the file cannot be written",
+            "E-disk-full" if full else "E-file-not-written" if size else "E-path-not-writable",
             file=str(path),
             # Leave out the path in the error's own text: it may be the unfinished file's.
             got=os.strerror(error.errno) if error.errno else str(error),
-            expected=f"room for {size} bytes" if full else None,
-            hint="Nothing was left behind, and an earlier file of that name is untouched" if size else None,
+            size=size,
         ) from error
 
 

@@ -84,14 +84,14 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             paths = {member.path for member in own}
             beside = next((path for path in sorted(module.paths) if path not in paths and named(path)), None)
             if beside is not None:
-                raise ConflictError("would keep the values of another module too", own[0], beside)
+                raise ConflictError("E-peft-keeps-another-module", own[0], beside)
         return config
     # The most common kind, so that the error names an exception.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
     for member in members:
         if member.kind is not kind:
             beside = f"{member.kind.peft_type} beside {kind.peft_type}"
-            raise ConflictError("needs one kind in a file", member, beside)
+            raise ConflictError("E-peft-kinds-mixed", member, beside)
     return kind.of(members, module)
 
 

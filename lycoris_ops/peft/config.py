@@ -111,8 +111,8 @@ class ConflictError(LayerError):
     """Layers that no single configuration can describe; `member` is the layer that differs from most
     others."""
 
-    def __init__(self, why: str, member: ConfiguredLayer[Any], got: str) -> None:
-        super().__init__(why, got=got)
+    def __init__(self, code: str, member: ConfiguredLayer[Any], got: str, **values: Any) -> None:
+        super().__init__(code, got=got, **values)
         self.member = member
 
 
@@ -238,7 +238,7 @@ class Config(ABC, Generic[W]):
         `members` are these biases. Raises ConflictError where PEFT trains none beside this kind.
         """
         got = f"a bias beside {self.peft_type}"
-        raise ConflictError("trains biases of other modules beside LORA, OFT and BOFT only", members[0], got)
+        raise ConflictError("E-peft-biases-beside-kind", members[0], got)
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         """Values of the algorithm's options for the layer at a path, see `reading.options`.
@@ -407,7 +407,7 @@ def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callabl
     for member in members:
         other = value_of(member.wanted)
         if other != value:
-            raise ConflictError(f"needs {needed}", member, f"{other} beside {value}")
+            raise ConflictError("E-peft-values-mixed", member, f"{other} beside {value}", needed=needed)
     return value
 
 

@@ -56,5 +56,5 @@ def common_core(members: Sequence[ConfiguredLayer[C]], module: Module) -> bool:
     for member in members:
         without = member.wanted.needs_core and not member.wanted.tucker
         if tucker and without and module.kernels.get(member.path, 1) > 1:
-            raise ConflictError("needs a Tucker core in every kernel, or in none", member, "no core")
+            raise ConflictError("E-peft-tucker-mixed", member, "no core")
     return tucker

@@ -95,13 +95,12 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         if _repeats(adapter, unmatched.layer, entry, module):
             continue
         unread = unmatched.layer in adapter.unreadable
-        wanted = "a whole layer of a kind that is read" if unread else "a module of the model"
         raise MatchError(
-            "a layer of the file cannot be read" if unread else "the model has no module for a layer",
+            "E-file-layer-unreadable" if unread else "E-module-absent",
             file=adapter.path,
             key=unmatched.layer,
             got=unmatched.reason,
-            expected=unmatched.nearest or wanted,
+            expected=unmatched.nearest,
         )
     for mismatch in entry.mismatches:
         raise MatchError(

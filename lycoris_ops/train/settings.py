@@ -224,5 +224,4 @@ def _are_rows(value: Any) -> bool:
 
 
 def _wrong(name: str, value: object, expected: str, where: str) -> LycorisError:
-    problem = f"an impossible value of {name}"
-    return LycorisError(problem, key=where, got=repr(value), expected=expected)
+    return LycorisError("E-option-value-impossible", key=where, name=name, got=repr(value), expected=expected)

@@ -51,6 +51,11 @@ STATE_FORM = TreeForm(
 )
 
 
+NO_STEP = (
+    "No step was made yet, so the lr is not at fault. Look at alpha, the batches, the loss, the model and "
+    "its dtype"
+)
+"""The hint where the first step has no finite loss."""
 ALIKE = 1e-2
 """The largest relative difference of losses, and of norms of gradients, between processes that compute one
 copy of the model."""
@@ -244,7 +249,7 @@ class Trainer:
         if not all(map(math.isfinite, losses)):
             copy_into(self.parameters, self._proven)
             average = sum(losses) / len(losses)
-            raise self._diverged(f"the validation loss is {average} after step {self.done}")
+            raise self._diverged("E-validation-loss-not-finite", loss=average, step=self.done)
         return self.history.validation[-1][1]
 
     def _keep_best(self) -> None:
@@ -478,12 +483,12 @@ class Trainer:
                 # This second call only searches for the bad module, and may fail.
                 with suppress(Exception):
                     place = self._first_bad(number, batches)
-                error = self._diverged(f"the loss is {loss} in step {number}", place)
+                error = self._diverged("E-step-loss-not-finite", place, loss=loss, step=number)
             finally:
                 copy_into(self.parameters, self._proven)
             raise error
         if not (math.isfinite(size) or overflow):
-            raise self._diverged(f"the norm of the gradients is {size} in step {number}")
+            raise self._diverged("E-step-gradients-not-finite", norm=size, step=number)
         return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
 
     def _check_alike(self, total: Tensor, number: int) -> None:
@@ -585,7 +590,7 @@ class Trainer:
         with Chance(self.options.seed, "step", number, self.copies.index).drawn():
             return first_bad(self.net.module, lambda: [self._loss_of(batch) for batch in batches])
 
-    def _diverged(self, problem: str, layer: str | None = None) -> DivergedError:
+    def _diverged(self, code: str, layer: str | None = None, **values: Any) -> DivergedError:
         """The error for values that are not finite, at `layer` or at the layer where the gradient broke.
 
         The backward pass goes from the last layer to the first, so the last bad layer is where it broke.
@@ -596,16 +601,11 @@ class Trainer:
             if parameter.grad is not None and not bool(own_part(parameter.grad).isfinite().all())
         ]
         self.intact = False
-        return DivergedError(
-            problem,
-            key=layer or (bad[-1] if bad else None),
-            got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
-            hint="The network has the last weights whose loss was finite. Try a lower learning rate, a "
-            "warm-up or bf16"
-            if self.done
-            else "No step was made yet, so the lr is not at fault. Look at alpha, the batches, the loss, the "
-            "model and its dtype",
-        )
+        if bad:
+            values["got"] = f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors"
+        if not self.done:
+            values["hint"] = NO_STEP
+        return DivergedError(code, key=layer or (bad[-1] if bad else None), **values)
 
     def _averaging(self, on: bool) -> None:
         """Replace the weights by the average of an optimiser that averages them, or put them back."""

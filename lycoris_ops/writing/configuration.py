@@ -71,7 +71,7 @@ def _check_one_component(layers: Encodings) -> None:
     counted = " and ".join(
         f"{number_of(count, 'layer')} of {component}" for component, count in components.items()
     )
-    raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
+    raise ConflictError("E-peft-components-mixed", _members(others[:1])[0], counted)
 
 
 def _module(dialect: str, component: str | None, relation: Relation | None) -> Module:

@@ -73,7 +73,7 @@ class Regrouper:
             raise LayerError(
                 "E-kind-rows-not-small",
                 algorithm=a_layer(source.algorithm),
-                got=", ".join((f"rows {start} to {stop}" for start, stop in ranges)),
+                got=", ".join(f"rows {start} to {stop}" for start, stop in ranges),
             )
         return layer
 

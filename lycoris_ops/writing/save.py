@@ -70,7 +70,7 @@ def adapter_tensors(
                 "E-layer-needs-options",
                 file=adapter.path,
                 key=layer.planned.sources[0],
-                got=", ".join((f"{name} {value}" for name, value in layer.encoded.options.items())),
+                got=", ".join(f"{name} {value}" for name, value in layer.encoded.options.items()),
             )
     keyed = {f"{m.encoded.name}.{suffix}": t for m in layers for suffix, t in m.encoded.tensors.items()}
     loose = adapter.file.read(

@@ -20,7 +20,6 @@ from ..errors import (
     WriteError,
 )
 from ..layers.cast import cast_layer
-from ..messages import either
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.relation import LookedUp, Relation
 from ..names.to_write import LayerToWrite, plan_names
@@ -94,8 +93,10 @@ class Writer:
             # An error that names the file is about a layer that cannot be read.
             if error.file is not None:
                 raise
-            problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
-            raise self._not_held(planned, error, problem) from error
+            fault = LayerError(
+                "E-dialect-fuses-differently", fault=error, got=error.got, expected=error.expected
+            )
+            raise self._not_held(planned, fault) from error
         try:
             layer = self._complete(planned, layer, self.dialect)
             if self.dtype is not None:
@@ -157,24 +158,28 @@ class Writer:
         path = self.adapter.config if self.adapter.dialect == self.dialect else None
         return ConfigFile(path).read if path and write_of(self.dialect).card else None
 
-    def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
+    def _not_held(self, planned: LayerToWrite, error: LayerError) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""
         others = {name: self._refusal(name, planned.sources) for name in WRITES if name != self.dialect}
         able = [name for name, refusal in others.items() if refusal is None]
-        hint = f"It can be written as {either(able)}" if able else "No dialect can hold it as it is"
         kind = self.adapter.info[planned.sources[0]].algorithm
         # Without a model some may only lack its name.
         nameless = [name for name, why in others.items() if isinstance(why, MatchError)]
         nameless = [name for name in nameless if WRITES[name].holds(kind, True)]
-        if nameless and not able and self._looked_up.relation is None:
-            hint = f"Give the model (model, --model or --base) to write it as {either(nameless)}"
+        without = bool(nameless) and not able and self._looked_up.relation is None
         return LayerError(
-            problem or f"{self.dialect} {error.problem}",
+            "E-dialect-holds-not-without-model"
+            if without
+            else "E-dialect-holds-not"
+            if able
+            else "E-dialects-hold-not",
             file=self.adapter.path,
             key=planned.sources[0],
+            dialect=self.dialect,
+            fault=error,
+            others=nameless if without else able,
             got=error.got,
             expected=error.expected,
-            hint=hint,
         )
 
     def _refusal(self, dialect: str, layers: Collection[str]) -> LycorisError | None:

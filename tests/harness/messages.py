@@ -72,20 +72,37 @@ def sources() -> list[Path]:
 
 def messages(trees: Collection[ast.Module], texts: Mapping[str, Mapping[str, str]]) -> Iterator[Message]:
     """What the calls in `trees` can say: by their codes in `texts`, or in words of their own."""
+    for kind, code, call in raised(trees):
+        named = called(call) == NAMED
+        given = {word.arg: word.value for word in call.keywords}
+        own = {part: plain(text) for part, text in texts.get(code, {"problem": code}).items()}
+        yield Message(
+            kind, code if code in texts else "", own["problem"], SIMILAR if named else beside(own, given)
+        )
+
+
+def raised(trees: Collection[ast.Module]) -> Iterator[tuple[str, str, ast.Call]]:
+    """The kind and the code, or the words, of each error that a call in `trees` makes, with the call."""
     kinds = known_kinds(trees)
     for tree in trees:
+        makers = {
+            node.name: node.returns.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+            and isinstance(node.returns, ast.Name)
+            and node.returns.id in kinds
+        }
         for call in ast.walk(tree):
             if not isinstance(call, ast.Call) or not call.args:
                 continue
             name = called(call)
             given = {word.arg: word.value for word in call.keywords}
-            if name != NAMED and name not in kinds:
-                continue
-            kind = called_kind(given.get("error")) if name == NAMED else name
-            for code in spoken(call.args[0]):
-                own = {part: plain(text) for part, text in texts.get(code, {"problem": code}).items()}
-                advice = SIMILAR if name == NAMED else beside(own, given)
-                yield Message(kind, code if code in texts else "", own["problem"], advice)
+            if name in kinds or name == NAMED:
+                kind = called_kind(given.get("error")) if name == NAMED else name
+                yield from ((kind, words, call) for words in spoken(call.args[0]))
+            elif name in makers:
+                words = (words for argument in call.args for words in spoken(argument))
+                yield from ((makers[name], code, call) for code in words if code.startswith("E-"))
 
 
 def plain(text: str) -> str:

@@ -11,18 +11,15 @@ import pytest
 
 import lycoris_ops as lyc
 from lycoris_ops.errors import FileFormatError
-from tests.harness.messages import NAMED, called, known_kinds, known_texts, sources, spoken
+from tests.harness.messages import known_texts, raised, sources, spoken
 
 PARTS = {"problem", "got", "expected", "hint"}
 PLACES = {"file", "place", "key", "weight"}
 TEXTS = known_texts()
 TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
-RAISING = {NAMED, *known_kinds(TREES)}
 CALLS: dict[str, list[ast.Call]] = defaultdict(list)
-for call in (node for tree in TREES for node in ast.walk(tree) if isinstance(node, ast.Call)):
-    if call.args and called(call) in RAISING:
-        for code in spoken(call.args[0]):
-            CALLS[code].append(call)
+for _, code, call in raised(TREES):
+    CALLS[code].append(call)
 
 
 def names_in(text: str) -> set[str]:
@@ -45,7 +42,8 @@ def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
     for call in CALLS[code]:
         given = {word.arg for word in call.keywords}
         assert None in given or values_of(code) <= given, ast.unparse(call)
-        used = set[str]().union(*(values_of(other) for other in spoken(call.args[0])))
+        codes = [words for argument in call.args for words in spoken(argument) if words in TEXTS]
+        used = set[str]().union(*map(values_of, codes))
         assert given - used <= PARTS | PLACES | {"error", "meant"}, ast.unparse(call)
 
 

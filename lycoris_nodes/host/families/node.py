@@ -126,7 +126,7 @@ def batch(method: str) -> Callable[[Sequence[Tensor], tuple[int, int]], Tensor]:
 
 
 def given_node(name: str) -> Any:
-    return own_node(name, "this ComfyUI cannot give the model a first frame")
+    return own_node(name, "give the model a first frame")
 
 
 def inputs_of(name: str) -> dict[str, Any]:

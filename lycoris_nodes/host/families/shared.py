@@ -56,4 +56,4 @@ def pictures_of_the_text(model: Any, way: str) -> References | None:
 def of_sound(name: str, **inputs: Any) -> Any:
     """What the first output of one of the host's nodes for sound holds."""
     hint = "Update ComfyUI, or unlink `audio_vae`"
-    return own_node(name, "this ComfyUI cannot encode sound for the model", hint).execute(**inputs).args[0]
+    return own_node(name, "encode sound for the model", hint).execute(**inputs).args[0]

@@ -52,7 +52,7 @@ def _given(model: Any, way: str) -> Node:
 
 def _music(sound: Callable[[int], Tensor], frames: int) -> Any:
     """What the host's node gives for the music of a clip, which has 44100 samples a second."""
-    node = own_node("WanDancerEncodeAudio", "this ComfyUI cannot give music to the model")
+    node = own_node("WanDancerEncodeAudio", "give music to the model")
     audio = {"waveform": sound(44100), "sample_rate": 44100}
     return node.execute(video_frames=frames, audio_inject_scale=1.0, audio=audio).args[0]
 

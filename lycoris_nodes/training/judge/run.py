@@ -188,11 +188,8 @@ def _check_links(asked: Asked) -> None:
     )
     if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
-            "E-judge-vision-without-pictures",
+            "E-judge-vision-without-samples" if pictured else "E-judge-vision-without-pictures",
             key="samples",
-            got="0" if pictured else "latents that are no pictures",
-            expected="1 or more" if pictured else "1 or more, and latents of pictures",
-            hint=None if pictured else "Unlink `clip_vision`",
         )
     if asked.vae is not None and pictured and asked.samples:
         check_vae(asked.vae, parts_of(asked.latents[0]["samples"])[0].shape)

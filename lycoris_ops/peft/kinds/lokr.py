@@ -118,9 +118,7 @@ def _cut(members: Sequence[ConfiguredLayer[WantedLokr]]) -> tuple[bool, int]:
             best = best or wrong
     assert best is not None
     shapes = f"factors of {list(best.wanted.outer)} and {list(best.wanted.inner)}"
-    raise ConflictError(
-        "has no options (decompose_factor, decompose_both) that fit every layer", best, shapes
-    )
+    raise ConflictError("E-peft-lokr-options", best, shapes)
 
 
 def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:

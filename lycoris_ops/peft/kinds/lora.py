@@ -181,7 +181,7 @@ def _by_parameter(
             parameters.add(member.path)
             if (known := layers.get(member.path)) and known.wanted != member.wanted:
                 got = f"rank {member.wanted.r} beside {known.wanted.r}"
-                raise ConflictError("needs one rank and alpha for all experts of a parameter", member, got)
+                raise ConflictError("E-peft-expert-ranks", member, got)
         layers.setdefault(member.path, member)
     return list(layers.values()), sorted(parameters)
 

@@ -60,7 +60,7 @@ class VeraConfig(BiasedConfig[WantedVera]):
         b, a = members[0].wanted.projections
         for member in members:
             if not all(map(_same, (b, a), member.wanted.projections)):
-                raise ConflictError(f"needs the same {A} and {B} in all layers", member, "other values")
+                raise ConflictError("E-peft-vera-projections", member, "other values", a=A, b=B)
         sides = [(member.wanted.outputs, *member.wanted.weight[1:]) for member in members]
         for name, size, most in (
             (B, len(b), max(side[0] for side in sides)),
@@ -68,10 +68,11 @@ class VeraConfig(BiasedConfig[WantedVera]):
         ):
             if size != most:
                 raise ConflictError(
-                    f"needs {name} for {most} {'outputs' if name == B else 'inputs'}, the most that one of "
-                    "these layers has",
+                    "E-peft-vera-outputs" if name == B else "E-peft-vera-inputs",
                     members[0],
                     str(size),
+                    name=name,
+                    most=most,
                 )
         return replace(
             super().of(members, module),
