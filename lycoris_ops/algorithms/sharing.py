@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ class Sharing(Layer):
         Raises LayerError for (), the shape of a weight that is not known, where it is needed.
         """
 
+    @classmethod
+    @abstractmethod
+    def undrawn(cls, shape: Shape, rank: int) -> Self:
+        """A fresh layer for a weight of this shape, whose shared tensors are zeros that take no memory."""
+
     @property
     def shared(self) -> dict[str, Tensor]:
         """The tensors that it shares, by field."""
@@ -36,14 +41,16 @@ class Sharing(Layer):
         return self.with_tensors({name: change(tensor) for name, tensor in self.shared.items()})
 
 
-def once(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of tensors that gives the same result each time it meets the same tensor."""
+def once(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of a tensor that gives the same result each time it meets the same tensor, with the same
+    other arguments."""
     # With the tensor itself, so that no other one gets its id.
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def changed(tensor: Tensor) -> Tensor:
-        if id(tensor) not in kept:
-            kept[id(tensor)] = tensor, change(tensor)
-        return kept[id(tensor)][1]
+    def changed(tensor: Tensor, *others: Any) -> Tensor:
+        key = (id(tensor), *others)
+        if key not in kept:
+            kept[key] = tensor, change(tensor, *others)
+        return kept[key][1]
 
     return changed

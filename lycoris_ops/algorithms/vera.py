@@ -70,15 +70,20 @@ class Vera(Trained, Sharing):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Vera:
         """b = 0 and d = 0.1. A and then B are uniform in +-sqrt(6 / fan in), as PEFT draws them from a
         `projection_prng_key`; alpha has no meaning."""
+        layer, generator = cls.undrawn(shape, rank), torch.Generator().manual_seed(seed)
+        down, up = (_drawn(tensor.shape, generator) for tensor in (layer.vera_a, layer.vera_b))
+        return layer.with_tensors({"vera_b": up, "vera_a": down})
+
+    @classmethod
+    def undrawn(cls, shape: Shape, rank: int) -> Vera:
         if len(shape) != 2:
             raise UnsuitedError("VeRA is for linear layers", got=str(list(shape)), expected="[O, I]")
-        generator = torch.Generator().manual_seed(seed)
-        down, up = (_drawn(size, generator) for size in ((rank, shape[1]), (shape[0], rank)))
+        zero = torch.zeros(())
         return cls(
             vera_lambda_b=torch.zeros(shape[0]),
             vera_lambda_d=torch.full((rank,), START),
-            vera_b=up,
-            vera_a=down,
+            vera_b=zero.expand(shape[0], rank),
+            vera_a=zero.expand(rank, shape[1]),
         )
 
     @property

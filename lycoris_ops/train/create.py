@@ -7,12 +7,10 @@ import inspect
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
@@ -214,7 +212,7 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
     unsuited: list[UnsuitedError] = []
     for each in planned:
         try:
-            layer, note = make_layer(each.site, each.settings, seed)
+            layer, note = make_layer(each.site, each.settings, seed, drawn=False)
         except UnsuitedError as error:
             if named or each.given:
                 raise
@@ -253,17 +251,9 @@ def _shared(layers: Mapping[str, Layer], sites: Mapping[str, Site], seed: int) -
 
 def _members(planned: Iterable[_Planned], layers: Mapping[str, Layer]) -> dict[str, Member]:
     """The members that have a layer. What layers share is moved to each device once."""
-    moves: dict[torch.device, Callable[[Tensor], Tensor]] = {}
-    members: dict[str, Member] = {}
-    for one in planned:
-        site, layer = one.site, layers.get(one.site.path)
-        if layer is None:
-            continue
-        device = getattr(site.module, site.weight).device
-        if isinstance(layer, Sharing) and device.type != "meta":
-            layer = layer.with_shared(moves.setdefault(device, once(partial(Tensor.to, device=device))))
-        members[site.path] = Member(site, layer, one.settings)
-    return members
+    move = once(Tensor.to)
+    made = ((each.site, layers.get(each.site.path), each.settings) for each in planned)
+    return {site.path: Member(site, layer, settings, move) for site, layer, settings in made if layer}
 
 
 def _undivided(planned: Sequence[_Planned]) -> list[str]:

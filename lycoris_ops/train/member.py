@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
@@ -88,7 +88,9 @@ class Member(nn.Module):
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
     """
 
-    def __init__(self, site: Site, layer: Layer, settings: LayerSettings) -> None:
+    def __init__(
+        self, site: Site, layer: Layer, settings: LayerSettings, move: Callable[..., Tensor] = Tensor.to
+    ) -> None:
         super().__init__()
         self.site = site
         self.settings = settings
@@ -102,15 +104,15 @@ class Member(nn.Module):
         self.left_out = False
         """Whether `module_dropout` has left the layer out of its last pass."""
         self._attached = False
-        self.replace(layer)
+        self.replace(layer, move)
 
     # A caller may be within inference mode, whose tensors cannot be trained.
     @torch.inference_mode(mode=False)
-    def replace(self, layer: Layer) -> None:
+    def replace(self, layer: Layer, move: Callable[..., Tensor] = Tensor.to) -> None:
         """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 
-        Raises LycorisError where the layer does not fit the module, a dropout cannot act on it, or the
-        present layer is sharded.
+        `move` moves what the layer shares with others to a device, for all of them once. Raises LycorisError
+        where the layer does not fit the module, a dropout cannot act on it, or the present layer is sharded.
         """
         if any(map(is_divided, self.parameters())):
             raise LycorisError(
@@ -132,8 +134,7 @@ class Member(nn.Module):
         trained, shared = layer.table.factors, layer.shared if isinstance(layer, Sharing) else {}
         for name, tensor in layer.tensors().items():
             if name in shared:
-                # The same tensor for all members.
-                self.register_buffer(name, tensor.to(device))
+                self.register_buffer(name, move(tensor, device))
                 continue
             # Copy: others may use the same layer of a file. The rounding of products depends on the memory
             # layout, so use the layout that a tensor has after saving and loading.
@@ -433,9 +434,12 @@ def _weight_as_held(site: Site) -> Tensor:
     return held
 
 
-def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
+def make_layer(
+    site: Site, settings: LayerSettings, seed: int, *, drawn: bool = True
+) -> tuple[Layer, str | None]:
     """A fresh layer that changes nothing yet, and a note where it differs from the settings, or None.
 
+    Unless `drawn`, the caller has to replace the tensors that it shares with others.
     A rank above the weight's own is lowered to it; the scale of the change stays. Only DoRA and `tokens` read
     the weight. Raises LycorisError for an algorithm or an option that has no meaning for the site.
     """
@@ -457,8 +461,11 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
     elif kind.table.constrained_by_alpha:
         alpha = settings.constraint or 0.0
     with located(key=site.path):
-        layer: Layer = kind.init(
-            site.shape, rank, alpha, seed=layer_seed(seed, site.path), **_options(settings)
+        options = _options(settings)
+        layer: Layer = (
+            kind.undrawn(site.shape, rank)
+            if issubclass(kind, Sharing) and not drawn
+            else kind.init(site.shape, rank, alpha, seed=layer_seed(seed, site.path), **options)
         )
     layer = completed(layer, site, settings)
     if rank == asked or layer.rank is None:

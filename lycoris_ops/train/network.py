@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,10 @@ class LycorisNetwork(nn.Module):
     def applied(self) -> bool:
         """Whether the layers act on the model."""
         return self._flags is not None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LycorisNetwork:
+        """As `nn.Module` does in `to` and others. What members share is changed once, for all of them."""
+        return cast("Any", super())._apply(once(fn), recurse)
 
     # Acting on the model.
 
@@ -437,9 +441,10 @@ class LycorisNetwork(nn.Module):
                 expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
                 hint="Make the network from the file: create_lycoris(module, weights=...)",
             )
+        move = once(Tensor.to)
         for name, layer in layers.items():
             with located(file=adapter.path):
-                self.members[name].replace(layer)
+                self.members[name].replace(layer, move)
         self.notes = tuple(dict.fromkeys((*self.notes, *left)))
 
     def shapes(self) -> dict[str, Shape]:

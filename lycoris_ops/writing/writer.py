@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
@@ -59,7 +60,7 @@ class Writer:
         self.dtype = dtype
         self._looked_up = LookedUp.of(adapter.names, relation)
         self._regrouper = Regrouper(adapter, self._looked_up)
-        self._cast = once(lambda tensor: tensor.to("cpu", dtype).contiguous())
+        self._cast = once(Tensor.to)
 
     @cached_property
     def copies(self) -> dict[str, str]:
@@ -100,7 +101,8 @@ class Writer:
         try:
             layer = self._complete(planned, layer, self.dialect)
             if self.dtype is not None:
-                layer = layer.with_shared(self._cast) if isinstance(layer, Sharing) else layer
+                if isinstance(layer, Sharing):
+                    layer = layer.with_shared(lambda one: self._cast(one, "cpu", self.dtype).contiguous())
                 layer = cast_layer(
                     layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
                 )

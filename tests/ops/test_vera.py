@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,53 @@ def test_a_network_is_saved_as_pefts_file_or_as_lora(tmp_path: Path) -> None:
     mixed = lyc.Adapter.of(layers, name="mixed")
     with pytest.raises(lyc.LayerError, match="needs the same vera_A and vera_B in all layers"):
         lyc.save_adapter(mixed, tmp_path / "mixed", "peft")
+
+
+def held(network: lyc.LycorisNetwork) -> dict[str, list[Tensor]]:
+    """The shared tensors of all members, as layers and as buffers have them."""
+    members = network.members.values()
+    return {
+        name: [t for one in members for t in (one.layer.tensors()[name], one.get_buffer(name))]
+        for name in ("vera_a", "vera_b")
+    }
+
+
+@pytest.mark.parametrize("way", ["double", "half", "emptied", "copied", "loaded", "pickled"])
+def test_what_is_shared_stays_one_tensor(way: str, tmp_path: Path) -> None:
+    network = lyc.create_lycoris(model(), algorithm="vera", rank=RANK, seed=7)
+    other = lyc.create_lycoris(model(), algorithm="vera", rank=RANK, seed=8)
+    ways: dict[str, Callable[[], Any]] = {
+        "double": network.double,
+        "half": network.half,
+        "emptied": lambda: network.to("meta").to_empty(device="cpu"),
+        "copied": lambda: copy.deepcopy(network),
+        "loaded": lambda: other.load_weights(network.to_adapter()),
+        "pickled": lambda: pickle.loads(pickle.dumps(network)),
+    }
+    later = ways[way]() or other
+    later.load_state_dict(network.state_dict())
+    for name, tensors in held(later).items():
+        assert len({id(tensor) for tensor in tensors}) == 1
+        wanted = held(network)[name][0]
+        assert way in ("emptied", "half") or torch.equal(tensors[0], wanted.to(tensors[0].dtype))
+    assert len(list(later.buffers())) == 2
+    # A shared tensor is not trained.
+    assert sum(len(group["params"]) for group in later.parameter_groups()) == 2 * len(SHAPES)
+
+
+def test_shared_tensors_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each layer: hundreds of them would fill the memory."""
+    drawn: list[int] = []
+    uniform = Tensor.uniform_
+
+    def counted(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        drawn.append(tensor.numel())
+        return uniform(tensor, *args, **options)
+
+    base = model()
+    monkeypatch.setattr(Tensor, "uniform_", counted)
+    lyc.create_lycoris(base, algorithm="vera", rank=RANK, seed=7)
+    assert sorted(drawn) == [RANK * 18, RANK * 30]
 
 
 def test_a_narrow_file_keeps_one_tensor_for_all_layers(tmp_path: Path) -> None:
