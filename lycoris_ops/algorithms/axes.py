@@ -344,6 +344,8 @@ class Table:
         self.constrained_by_alpha = alpha == "bounds"
         self.numbers = frozenset(line.suffix for line in lines if "number" in line.notes)
         """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
+        self.single = self.numbers.intersection(line.suffix for line in lines if not line.axes)
+        """Those of them that hold one number alone."""
         self.shared = frozenset(line.suffix for line in lines if "shared" in line.notes)
         """Suffixes of tensors that serve all layers of a file. They have no place of their own in it."""
         self.factors = frozenset(map(field_of, self.suffixes - self.numbers - self.shared))

@@ -172,8 +172,9 @@ class Layer(ABC):
                 )
             if name not in cls.table.may_be_empty and 0 in found:
                 raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
-        if math.prod(shapes.get(ALPHA, ())) != 1:
-            raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
+        for name in cls.table.single & shapes.keys():
+            if math.prod(shapes[name]) != 1:
+                raise LayerError(f"{name} is not a single number", got=str(list(shapes[name])), expected="[]")
         extent = cls.shape(shapes)
         cls.bias_shape(shapes)
         held = sum(math.prod(found) for found in shapes.values())
@@ -213,7 +214,7 @@ class Layer(ABC):
     @property
     def proportional(self) -> bool:
         """Whether the change is proportional to its products, whatever the weight is."""
-        return self.additive() is not None
+        return self.additive() is not None or (self.table.scaled_by_alpha and not self.reads_weight)
 
     def _factors_held(self) -> list[list[str]]:
         """The fields of each product's factors, as far as the layer has them."""

@@ -86,10 +86,6 @@ class Glora(Trained):
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 
     @property
-    def proportional(self) -> bool:
-        return True
-
-    @property
     def rows_apart(self) -> bool:
         return True
 

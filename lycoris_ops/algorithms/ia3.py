@@ -62,10 +62,6 @@ class Ia3(Trained):
             vector(shapes, IA3_L)
             if not kernel:
                 return (first, None) if second == 1 else (None, second)
-        elif math.prod(shapes[ON_INPUT]) != 1:
-            raise LayerError(
-                "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
-            )
         # The shapes do not say whether n counts outputs or inputs: `suits` accepts either.
         return (vector(shapes, IA3_L if IA3_L in shapes else WEIGHT),)
 

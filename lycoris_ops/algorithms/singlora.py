@@ -65,10 +65,6 @@ class Singlora(Trained):
         down = kaiming((rank, max(flat_shape(shape))), generator)
         return cls(singlora_a=START * down.T.contiguous(), alpha=alpha)
 
-    @property
-    def proportional(self) -> bool:
-        return True
-
     def sides(self, weight: Tensor) -> Sides:
         outputs, inputs = flat_shape(weight.shape)
         factor = self.singlora_a.to(weight.device, weight.dtype)

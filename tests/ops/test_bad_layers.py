@@ -89,6 +89,7 @@ def test_a_layer_that_cannot_be_read_is_reported_and_fails_strict(
         ("oftv2", "oft_R.weight", (9, 2), "not triangles"),
         ("tlora", "lambda_layer", (1, 4), "ranks of lambda_layer and q_layer.weight disagree"),
         ("ia3", "on_input", (2,), "on_input is not a single number"),
+        ("oftv2", "oft_R.scaled_oft", (2,), "oft_R.scaled_oft is not a single number"),
         ("lora-dora-out", "dora_scale", (11, 1), "neither the outputs nor the inputs"),
         ("lora-sparse", "bias_size", None, "sparse remainder is incomplete"),
         ("lora-sparse", "bias_size", (3,), "dimensions of bias_indices and bias_size disagree"),
