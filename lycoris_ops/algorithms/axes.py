@@ -46,7 +46,8 @@ NOTES = frozenset(
 )
 KEPT = 4096
 """The most sets of shapes for which a variant keeps the result."""
-WORDS = {"O": "output sizes", "I": "input sizes", **dict.fromkeys("pqrs", "ranks")}
+COUNTS = {"c": "numbers of dimensions", "n": "numbers of values"}
+WORDS = {"O": "output sizes", "I": "input sizes", **dict.fromkeys("pqrs", "ranks"), **COUNTS}
 """What messages call the sizes of a letter."""
 
 Each = TypeVar("Each")
@@ -127,11 +128,7 @@ class Variant:
         self.where = {
             side: tuple(f.split()) for side, f in where.items() if self.letters.issuperset(f.split())
         }
-        known = self.letters | self.where.keys()
-        # An extra is judged where it has letters of the variant. The kind judges others.
-        self._beside = [
-            line for line in extras if line.axes and known.issuperset(line.axes) and "bias" not in line.notes
-        ]
+        self._beside = [line for line in extras if line.axes and "bias" not in line.notes]
         self.sides = {side: self.where.get(side, (side,)) for side in "OI"}
         """The letters whose product counts the outputs and the inputs, the outer one first."""
         self.rank_at = next(

@@ -172,9 +172,8 @@ class Layer(ABC):
                 )
             if name not in cls.table.may_be_empty and 0 in found:
                 raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
-        for name in cls.table.single & shapes.keys():
-            if math.prod(shapes[name]) != 1:
-                raise LayerError(f"{name} is not a single number", got=str(list(shapes[name])), expected="[]")
+            if name in cls.table.single and math.prod(found) != 1:
+                raise LayerError(f"{name} is not a single number", got=str(list(found)), expected="[]")
         extent = cls.shape(shapes)
         cls.bias_shape(shapes)
         held = sum(math.prod(found) for found in shapes.values())
@@ -208,7 +207,10 @@ class Layer(ABC):
         fields = (*firsts, *(name for name in self.table.biases if name in held))
         if twice:
             alpha = factor * (self.rank or 1 if alpha is None else alpha)
-        made = self.with_tensors({name: times(held[name], factor) for name in fields})
+        changed = {name: times(held[name], factor) for name in fields}
+        ones = self.table.around_one
+        changed |= {name: 1 + factor * (held[name].float() - 1) for name in ones if name in held}
+        made = self.with_tensors(changed)
         return replace(made, alpha=alpha) if twice else made
 
     @property

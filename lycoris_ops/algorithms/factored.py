@@ -21,7 +21,7 @@ from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .axes import BIASES
 from .base import Layer, axis_of, cut
-from .checks import agree, vector
+from .checks import vector
 from .training import Trained
 
 if TYPE_CHECKING:
@@ -309,23 +309,12 @@ def pair_of(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, T
 
 
 def _check_sparse(shapes: Mapping[str, Shape]) -> None:
-    """Raise LayerError where a tensor of a sparse remainder is missing, or their shapes disagree."""
+    """Raise LayerError where a tensor of a sparse remainder is missing."""
     present = [name for name in SPARSE if name in shapes]
-    if not present:
-        return
-    if len(present) < len(SPARSE):
+    if 0 < len(present) < len(SPARSE):
         raise LayerError(
             "a sparse remainder is incomplete", got=", ".join(present), expected=", ".join(SPARSE)
         )
-    indices, values, size = (shapes[name] for name in SPARSE)
-    if len(indices) != 2 or len(values) != 1 or len(size) != 1:
-        raise LayerError(
-            "the tensors of a sparse remainder have unusable shapes",
-            got=", ".join(f"{name} {list(shapes[name])}" for name in SPARSE),
-            expected=f"{SPARSE[0]} [dimensions, n], {SPARSE[1]} [n], {SPARSE[2]} [dimensions]",
-        )
-    agree("numbers of dimensions", (SPARSE[0], indices[0]), (SPARSE[2], size[0]))
-    agree("numbers of values", (SPARSE[0], indices[1]), (SPARSE[1], values[0]))
 
 
 def _unwrapped(numbers: Tensor) -> Tensor:

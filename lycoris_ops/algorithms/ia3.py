@@ -114,11 +114,6 @@ class Ia3(Trained):
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
-    def multiplied(self, factor: float) -> Ia3:
-        if self.ia3_l is None:
-            return super().multiplied(factor)
-        return self.with_tensors({IA3_L: 1 + factor * (self.ia3_l.float() - 1)})
-
     @property
     def proportional(self) -> bool:
         return True

@@ -17,7 +17,7 @@ from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy, fetched, fold_core
 from .axes import Table
 from .base import column, kaiming
-from .checks import dimensions, scale
+from .checks import scale
 from .factored import BESIDE, Factored
 from .fitting import Delta, Offer
 from .planning import Planned, first
@@ -82,7 +82,7 @@ class Lora(Factored, Planned):
         {EMBEDDING_DOWN: "r O 1*", EMBEDDING_UP: "I r 1*"},
         {UP: "O r 1*", DOWN: "r I k*", DIAGONAL: "<r>"},
         alpha="scales",
-        extras={**BESIDE, BIAS: "<O>, bias, scaled", RESHAPE: "c, number"},
+        extras={**BESIDE, BIAS: "<O>, bias, scaled", RESHAPE: "e, number"},
     )
     in_comfy: ClassVar[bool] = True
 
@@ -110,8 +110,6 @@ class Lora(Factored, Planned):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        if RESHAPE in shapes and len(size := dimensions(shapes, RESHAPE, 1)) > 1:
-            raise LayerError(f"{RESHAPE} is not a shape", got=str(list(size)), expected="one dimension")
         extent = super().shape(shapes)
         if RESHAPE in shapes:
             check_enlargement(extent)
