@@ -177,7 +177,7 @@ class located:  # noqa: N801 - used as a function is
 
 
 def unknown_name(
-    problem: str,
+    code: str,
     name: str,
     known: Iterable[str],
     *,
@@ -192,7 +192,7 @@ def unknown_name(
     names = list(known)
     near = [meant] if meant else get_close_matches(name, names, 1)
     return error(
-        problem,
+        code,
         key=key,
         got=name,
         expected=", ".join(names) or "none",

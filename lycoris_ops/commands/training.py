@@ -176,7 +176,7 @@ def _check(values: Mapping[str, Any], known: Collection[str], table_name: str | 
     """Raise LycorisError for the first unknown key. It names the known keys and the most similar one."""
     for key in values:
         if key not in known:
-            raise unknown_name("an unknown key", key, known, key=table_name)
+            raise unknown_name("E-config-key-unknown", key, known, key=table_name)
 
 
 def _names(function: Callable[..., Any]) -> set[str]:

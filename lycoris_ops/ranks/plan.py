@@ -316,7 +316,7 @@ def _check_row(row: PlanRow) -> None:
     if type(row.path) is not str:
         raise PlanError("E-plan-row-without-path", got=repr(row.path))
     if row.algorithm not in KINDS:
-        raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
+        raise unknown_name("E-plan-kind-unknown", row.algorithm, KINDS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
         raise PlanError("E-plan-rank-not-whole", key=row.path, got=repr(row.rank))
     for name, value in (("alpha", row.alpha), ("lr", row.lr), ("gain", row.gain)):

@@ -245,7 +245,7 @@ def _named(make: Any) -> Any:
     def checked(self: TrainOptions, *args: Any, **options: Any) -> None:
         for name in options.keys() - set(known):
             raise unknown_name(
-                "an unknown option of a training", name, known, error=TrainError, meant=OURS.get(name)
+                "E-training-option-unknown", name, known, error=TrainError, meant=OURS.get(name)
             )
         make(self, *args, **options)
 

@@ -34,7 +34,7 @@ def schedule(name: str, warmup: float, steps: int, restarts: int = 0) -> Callabl
     Raises TrainError for an unknown name.
     """
     if name not in _SCHEDULES:
-        raise unknown_name("an unknown schedule", name, _SCHEDULES, error=TrainError)
+        raise unknown_name("E-schedule-unknown", name, _SCHEDULES, error=TrainError)
     factor = _SCHEDULES[name]
     rising = round(warmup * steps) if warmup < 1 else int(warmup)
 

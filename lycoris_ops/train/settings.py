@@ -206,7 +206,7 @@ def check_names(
         if name in names:
             continue
         error = unknown_name(
-            "an unknown option", name, sorted({*names, *beside}), key=where, meant=OURS.get(name)
+            "E-option-unknown", name, sorted({*names, *beside}), key=where, meant=OURS.get(name)
         )
         if name in NOT_HERE:
             error.values["hint"] = NOT_HERE[name]

@@ -72,7 +72,7 @@ def family_of(name: str) -> OptimiserFamily:
         return optimisers()[name]
     if ":" not in name:
         known = [*optimisers(), "module:Class"]
-        raise unknown_name("an unknown optimiser", name, known, error=TrainError)
+        raise unknown_name("E-optimiser-name-unknown", name, known, error=TrainError)
     kind = class_of(name, name)
     step = getattr(kind, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step else None
@@ -108,7 +108,7 @@ def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: M
         for option in options:
             if option not in known:
                 names = [name for name in known if name != "params"]
-                raise unknown_name("the optimiser has no such option", option, names, error=TrainError)
+                raise unknown_name("E-optimiser-option-unknown", option, names, error=TrainError)
     try:
         return make([dict(group) for group in groups], **options)
     except (TypeError, ValueError) as error:
