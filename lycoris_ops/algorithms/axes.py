@@ -245,9 +245,7 @@ class Variant:
             full, own = known, kernel
         if known and kernel and full != own:
             raise LayerError(
-                f"the kernels of {other} and {suffix} disagree",
-                got=f"{shown(full)} and {shown(own)}",
-                expected="one shape",
+                "E-kernels-disagree", other=other, suffix=suffix, full=shown(full), own=shown(own)
             )
         if len(kernel) > len(known):
             kernels[folding] = suffix, kernel

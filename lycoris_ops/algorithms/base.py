@@ -166,14 +166,16 @@ class Layer(ABC):
             least = 0 if name in cls.table.numbers else 1
             if not least <= len(found) <= MOST_DIMENSIONS:
                 raise LayerError(
-                    f"{name} has an unusable shape",
+                    "E-shape-unusable-range",
+                    name=name,
+                    least=least,
+                    most_dimensions=MOST_DIMENSIONS,
                     got=f"{len(found)} dimensions" if found else "[]",
-                    expected=f"from {least} to {MOST_DIMENSIONS} dimensions",
                 )
             if name not in cls.table.may_be_empty and 0 in found:
-                raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
+                raise LayerError("E-tensor-empty", name=name, got=str(list(found)))
             if name in cls.table.single and math.prod(found) != 1:
-                raise LayerError(f"{name} is not a single number", got=str(list(found)), expected="[]")
+                raise LayerError("E-tensor-of-several-numbers", name=name, got=str(list(found)))
         extent = cls.shape(shapes)
         cls.bias_shape(shapes)
         held = sum(math.prod(found) for found in shapes.values())
@@ -195,12 +197,7 @@ class Layer(ABC):
         factor: its effect is not proportional to any of its tensors.
         """
         if self.set_bias is not None or not self.proportional:
-            raise LayerError(
-                f"{a_layer(self.algorithm)} of this kind cannot be multiplied by a number",
-                got=f"strength {factor:g}",
-                expected="a change that is a product or a sum of its tensors",
-                hint="Resize or convert it first, with the base model, or save it at strength 1",
-            )
+            raise LayerError("E-kind-not-scalable", algorithm=a_layer(self.algorithm), factor=f"{factor:g}")
         held = self.tensors()
         twice, alpha = self.table.twice, self.alpha
         firsts = [factors[0] for factors in self._factors_held() if twice.isdisjoint(factors)]
@@ -236,7 +233,8 @@ class Layer(ABC):
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
             raise LayerError(
-                f"not {a_layer(cls.algorithm)}",
+                "E-not-this-kind",
+                algorithm=a_layer(cls.algorithm),
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.table.variants),
             )
@@ -251,7 +249,8 @@ class Layer(ABC):
             value, suits = getattr(layer, one.name), one.metadata.get("suits")
             if suits is not None and not suits(value):
                 raise LayerError(
-                    f"an unusable value of the option {one.name}",
+                    "E-option-value-unusable",
+                    name=one.name,
                     got=_brief(value),
                     expected=one.metadata["expected"],
                 )
@@ -285,12 +284,7 @@ class Layer(ABC):
         which factors its change has.
         """
         if not self.table.products:
-            raise LayerError(
-                f"the change of {a_layer(self.algorithm)} cannot be made smaller",
-                got="a limit on its norm",
-                expected="a change that is a product or a sum of its tensors",
-                hint="Train it without a limit",
-            )
+            raise LayerError("E-change-not-shrinkable", algorithm=a_layer(self.algorithm))
         held = self.tensors()
         twice, made = self.table.twice, dict[str, Tensor]()
         for factors in self._factors_held():
@@ -356,7 +350,8 @@ class Layer(ABC):
     def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
         """The error for a weight of this shape; `made_for` says what the layer fits."""
         return LayerError(
-            f"{a_layer(self.algorithm)} does not fit the weight",
+            "E-kind-does-not-fit-weight",
+            algorithm=a_layer(self.algorithm),
             got=made_for,
             expected=str(list(shape)),
         )
@@ -511,9 +506,10 @@ class Layer(ABC):
         axes = self.column_axes()
         if axes is None:
             raise LayerError(
-                f"{a_layer(self.algorithm)} of this kind cannot be cut to a part of its columns",
-                got=f"columns {columns[0]} to {columns[1]}",
-                expected="lora, loha, lokr or full, without DoRA",
+                "E-kind-not-cut-by-columns",
+                algorithm=a_layer(self.algorithm),
+                first=columns[0],
+                end=columns[1],
             )
         return self._cut("I", axes, [columns])
 
@@ -533,10 +529,9 @@ class Layer(ABC):
     def _inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(
-            f"{a_layer(self.algorithm)} of this kind cannot be cut to a part of its rows",
-            got=" and ".join(f"rows {start} to {stop}" for start, stop in ranges),
-            expected="the whole layer, not split into several",
-            hint="Its rows depend on each other: it needs a model that has the layer in one piece",
+            "E-kind-not-cut-by-rows",
+            algorithm=a_layer(self.algorithm),
+            got=" and ".join((f"rows {start} to {stop}" for start, stop in ranges)),
         )
 
 
@@ -614,11 +609,9 @@ def overflow(dtype: torch.dtype) -> LayerError:
     """The error for a change, or a changed weight, that is too large for a dtype."""
     name = str(dtype).removeprefix("torch.")
     return LayerError(
-        "the change of a layer overflows",
-        got="NaN or infinity from finite factors",
-        expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {name}",
-        hint="The training that wrote it diverged, or its alpha is wrong: lower its strength or leave it out"
-        + (", or load the model in bfloat16" if dtype == torch.float16 else ""),
+        "E-change-overflows-float16" if dtype == torch.float16 else "E-change-overflows",
+        max=f"{torch.finfo(dtype).max:.3g}",
+        name=name,
     )
 
 
@@ -640,11 +633,7 @@ def block_of(count: int, largest: int, what: str) -> tuple[int, int]:
     """
     size = next(n for n in range(max(2, largest), 0, -1) if count % n == 0)
     if size < 2:
-        raise UnsuitedError(
-            f"no block divides the {what}",
-            got=str(count),
-            expected=f"a multiple of a number from 2 to {max(2, largest)}",
-        )
+        raise UnsuitedError("E-no-block-divides", what=what, largest=max(2, largest), got=str(count))
     return size, count // size
 
 

@@ -88,9 +88,11 @@ class Factored(Trained):
         # Some files have the kernel folded into the columns: then only the magnitude tells I.
         if kernel or inputs % values:
             raise LayerError(
-                "a DoRA magnitude fits neither the outputs nor the inputs of its layer",
+                "E-dora-magnitude-misfits-layer",
+                outputs=outputs,
+                inputs=inputs,
+                plain=shown(plain),
                 got=str(list(shapes[DORA])),
-                expected=f"{outputs} or {inputs} values for {shown(plain)}",
             )
         return (outputs, values, inputs // values)
 
@@ -206,7 +208,7 @@ class Factored(Trained):
         axis = magnitude_axis(magnitude, met)
         if axis is None:
             raise LayerError(
-                "a DoRA magnitude fits neither the outputs nor the inputs of its weight",
+                "E-dora-magnitude-misfits-weight",
                 got=str(list(magnitude)),
                 expected=" or ".join(f"{size} values" for size in met[:2]),
             )
@@ -285,15 +287,18 @@ class Factored(Trained):
         lengths = [int(n) for n in shape]
         if min(lengths, default=0) < 1 or flat_shape(lengths) != plain:
             raise LayerError(
-                f"{SPARSE[2]} is not the size of the layer", got=str(lengths), expected=str(list(plain))
+                "E-sparse-size-misfits-layer", sparse=SPARSE[2], got=str(lengths), expected=str(list(plain))
             )
         outside = ((coordinates < 0) | (coordinates >= shape[:, None])).any(0)
         if outside.any():
             raise LayerError(
-                f"{SPARSE[0]} points outside {SPARSE[2]}",
-                got=f"{int(outside.sum())} of {outside.numel()} places, such as "
-                f"{[int(n) for n in coordinates[:, outside.nonzero()[0, 0]]]}",
-                expected=f"places in {lengths}",
+                "E-sparse-points-outside",
+                coordinates=SPARSE[0],
+                extent=SPARSE[2],
+                outside=int(outside.sum()),
+                numbers=outside.numel(),
+                coordinate=[int(n) for n in coordinates[:, outside.nonzero()[0, 0]]],
+                lengths=lengths,
             )
         flat = torch.zeros_like(coordinates[0])
         for axis, length in enumerate(lengths):
@@ -312,9 +317,7 @@ def _check_sparse(shapes: Mapping[str, Shape]) -> None:
     """Raise LayerError where a tensor of a sparse remainder is missing."""
     present = [name for name in SPARSE if name in shapes]
     if 0 < len(present) < len(SPARSE):
-        raise LayerError(
-            "a sparse remainder is incomplete", got=", ".join(present), expected=", ".join(SPARSE)
-        )
+        raise LayerError("E-sparse-incomplete", got=", ".join(present), expected=", ".join(SPARSE))
 
 
 def _unwrapped(numbers: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ class Glora(Trained):
             return newer
         if not b2[1] == b1[0] == a1[0] == a2[1]:
             raise LayerError(
-                "the ranks of a GLoRA layer disagree",
-                got=", ".join(str(list(factor)) for factor in (a1, a2, b1, b2)),
-                expected="a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I)",
+                "E-glora-ranks-disagree", got=", ".join(str(list(factor)) for factor in (a1, a2, b1, b2))
             )
         return older
 

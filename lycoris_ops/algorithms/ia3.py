@@ -169,12 +169,7 @@ class Ia3(Trained):
         if self.ia3_l.ndim == 2:
             return self.ia3_l.shape[1] > 1
         if self.feedforward is None:
-            raise LayerError(
-                "the file does not say whether an ia3 layer of a convolution is for inputs or outputs",
-                got=str(list(self.ia3_l.shape)),
-                expected="feedforward_modules in an adapter_config.json beside the file",
-                hint="Put the adapter_config.json that PEFT wrote beside the file",
-            )
+            raise LayerError("E-ia3-side-unknown", got=str(list(self.ia3_l.shape)))
         return self.feedforward
 
 
@@ -182,5 +177,5 @@ def _said(on_input: Tensor) -> bool:
     """`on_input` as a flag. Raises LayerError where it is neither 0 nor 1."""
     value = on_input.item()
     if value not in (0, 1):
-        raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")
+        raise LayerError("E-on-input-not-0-or-1", got=str(value))
     return bool(value)

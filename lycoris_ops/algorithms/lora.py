@@ -101,11 +101,7 @@ class Lora(Factored, Planned):
         up, down = shapes.get(UP, ()), shapes.get(DOWN, ())
         rank = up[1] if len(up) > 1 and MID not in shapes else 0
         if rank and down[2:] and rank != down[0] and down[0] % rank == 0:
-            raise UnsupportedError(
-                "the down factor of a grouped convolution sees the inputs of all groups, and no change of "
-                "the weight has the same effect",
-                got=f"down {list(down)}, up {list(up)}",
-            )
+            raise UnsupportedError("E-lora-grouped-down-on-all-inputs", down=list(down), up=list(up))
         return super().plain_shape(shapes)
 
     @classmethod
@@ -118,18 +114,14 @@ class Lora(Factored, Planned):
     def check_values(self) -> None:
         super().check_values()
         if self.start is not None and len(self.extent) > 2:
-            raise LayerError(
-                f"the start {self.start} is not defined for a convolution",
-                got=shown(self.extent),
-                expected="a linear layer",
-            )
+            raise LayerError("E-start-not-for-convolution", start=self.start, got=shown(self.extent))
         if self.reshape_weight is None:
             return
         check_enlargement(self.extent)
         larger = self.enlarged()
         if larger is not None and not self.suits(self.shapes, larger):
             raise LayerError(
-                f"{RESHAPE} is not the shape of the layer", got=shown(larger), expected=shown(self.extent)
+                "E-reshape-misfits-layer", reshape=RESHAPE, got=shown(larger), expected=shown(self.extent)
             )
 
     @classmethod
@@ -324,7 +316,5 @@ def check_enlargement(extent: Extent) -> None:
     values = math.prod(size or 1 for size in extent)
     if values > ENLARGED:
         raise LayerError(
-            f"{RESHAPE} enlarges a weight too far",
-            got=f"{values} values, {shown(extent)}",
-            expected=f"at most {ENLARGED}",
+            "E-reshape-too-large", reshape=RESHAPE, values=values, extent=shown(extent), enlarged=ENLARGED
         )

@@ -53,9 +53,7 @@ class Vera(Trained, Sharing):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         extent = super().shape(shapes)
         if shapes[B][0] < (extent[0] or 0):
-            raise LayerError(
-                f"{B} has fewer rows than a layer has outputs", got=str(shapes[B][0]), expected=str(extent[0])
-            )
+            raise LayerError("E-vera-b-too-few-rows", b=B, got=str(shapes[B][0]), expected=str(extent[0]))
         return extent
 
     @classmethod
@@ -77,7 +75,7 @@ class Vera(Trained, Sharing):
     @classmethod
     def undrawn(cls, shape: Shape, rank: int) -> Vera:
         if len(shape) != 2:
-            raise UnsuitedError("VeRA is for linear layers", got=str(list(shape)), expected="[O, I]")
+            raise UnsuitedError("E-vera-not-linear", got=str(list(shape)))
         zero = torch.zeros(())
         return cls(
             vera_lambda_b=torch.zeros(shape[0]),
@@ -99,11 +97,7 @@ class Vera(Trained, Sharing):
     def alone(self, weight: Shape) -> Lora:
         """A LoRA of the same rank, with both vectors multiplied into its factors."""
         if not weight:
-            raise LayerError(
-                "needs the number of inputs of a vera layer, which no tensor tells",
-                got="no shape of the weight",
-                expected="the model that the adapter is for",
-            )
+            raise LayerError("E-vera-inputs-unknown")
         held = torch.zeros(1, dtype=compute_dtype(self.vera_lambda_b.dtype)).expand(weight)
         (form,) = self.sides(held).beside
         assert isinstance(form, LowRank)

@@ -72,13 +72,11 @@ class ModelFile:
             for name, info in shard.tensors.items():
                 if name in tensors:
                     first = Path(shards[numbers[name]].path).name
-                    raise _disagree(
-                        "two files hold the same tensor", index, name, first, Path(shard.path).name
-                    )
+                    raise _disagree("E-model-tensor-twice", index, name, first, Path(shard.path).name)
                 tensors[name], numbers[name] = info, number
         for name, file in weight_map.items():
             if name not in numbers or Path(shards[numbers[name]].path).name != file:
-                raise _disagree("a file lacks a tensor that the index lists for it", index, name, file, None)
+                raise _disagree("E-model-tensor-missing", index, name, file, None)
         return cls(index.fingerprint.path, shards, tensors, numbers, index, folder)
 
     @property
@@ -118,10 +116,9 @@ def _model_in(folder: Path) -> Path:
         return folder / candidates[0]
     other = [name for name in names if name.lower().endswith(PICKLES)]
     raise FileFormatError(
-        "E-folder-holds-no-single-model",
+        "E-folder-holds-several-models" if candidates else "E-folder-holds-no-model",
         file=str(folder),
         got=", ".join(candidates or other) or "neither an index nor a safetensors file",
-        hint="Name the file or the index itself" if candidates else "Save the model as safetensors first",
     )
 
 
@@ -171,11 +168,10 @@ def stem_of(name: str) -> str:
     return index["stem"] + (index["variant"] or "") if index else PurePath(name).stem
 
 
-def _disagree(problem: str, index: Index, key: str, first: str, second: str | None) -> FileFormatError:
+def _disagree(code: str, index: Index, key: str, first: str, second: str | None) -> FileFormatError:
     return FileFormatError(
-        problem,
+        code,
         file=index.fingerprint.path,
         key=key,
         got=f"{first} and {second}" if second else first,
-        hint="The files are of different models, or one is incomplete: download or save all of them again",
     )

@@ -93,27 +93,17 @@ def create_lycoris(
     own = inspect.signature(create_lycoris).parameters
     base = _base_of(settings)
     if plan is not None and weights is not None:
-        raise LycorisError("layers are either planned or from a file", got="plan and weights")
+        raise LycorisError("E-layers-planned-and-from-file")
     if plan is not None or weights is not None:
         source = "plan" if weights is None else "file"
         beside = {**settings, "preset": preset, "include": include, "exclude": exclude}
         # An empty list of patterns counts as not given.
         beside = [name for name in beside if name in own and beside[name] not in (own[name].default, [])]
         if beside:
-            raise LycorisError(
-                f"a {source} already says which modules are adapted, by which kinds and sizes",
-                got=f"{', '.join(beside)} beside it",
-                expected="weights or plan alone",
-                hint=f"Set {', '.join(beside)} back to the default",
-            )
+            raise LycorisError("E-modules-already-chosen", source=source, beside=beside)
         _check_left(source, options, overrides or {})
     if base.tokens and not include and plan is None and weights is None:
-        raise LycorisError(
-            "tokens are rows of an embedding or a head, which has to be named",
-            key="create_lycoris",
-            got="tokens without include",
-            expected='include="*embed_tokens", or the tokens in overrides',
-        )
+        raise LycorisError("E-tokens-without-module", key="create_lycoris")
     drawn = random.getrandbits(31) if seed is None else seed
     start = usual_prefix(module) if prefix is None else prefix
     if plan is not None:
@@ -154,11 +144,11 @@ def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> 
             changes = what == "file" and where != "create_lycoris" and name in CHANGING
             if name in known and name not in LEFT[what] and not changes:
                 raise LycorisError(
-                    f"a {what} already says the kind and size of its layers",
+                    "E-kind-chosen-by-plan" if what == "plan" else "E-kind-chosen-by-file",
                     key=where,
+                    what=what,
                     got=name,
                     expected=either(sorted(LEFT[what])),
-                    hint="Edit the plan" if what == "plan" else "Resize or convert the adapter first",
                 )
 
 
@@ -178,12 +168,7 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
     settings_by_pattern: list[tuple[Pattern, LayerSettings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
         if not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LycorisError(
-                "the options of a pattern are not a mapping",
-                key=f"overrides[{text!r}]",
-                got=repr(options),
-                expected='such as {"algorithm": "loha", "rank": 8}',
-            )
+            raise LycorisError("E-options-not-a-mapping", key=f"overrides[{text!r}]", got=repr(options))
         pattern = Pattern.of_modules(text)
         check_used(pattern, sites, "chosen modules")
         settings_by_pattern.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
@@ -221,10 +206,11 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
             continue
         if note and each.own:
             raise LycorisError(
-                "a rank is above what its module can use",
+                "E-rank-above-module",
                 key=each.site.path,
+                rank=layer.rank,
+                shape=list(each.site.shape),
                 got=str(each.settings.size(kernel=len(each.site.shape) > 2)[0]),
-                expected=f"at most {layer.rank} for {list(each.site.shape)}",
             )
         notes += [note] if note else []
         layers[each.site.path] = layer
@@ -269,10 +255,10 @@ def _undivided(planned: Sequence[_Planned]) -> list[str]:
     for item in left:
         if id(item.settings) not in of_use:
             raise LycorisError(
-                "the factor divides no dimension",
+                "E-plan-factor-indivisible",
                 key=item.site.path,
-                got=f"factor {item.settings.factor} for {list(item.site.shape)}",
-                expected="a divisor of the outputs or the inputs, or -1 for the most even split",
+                factor=item.settings.factor,
+                shape=list(item.site.shape),
             )
     return [
         f"{each.site.path}: a smaller factor than {each.settings.factor}, which divides neither side of "

@@ -115,11 +115,7 @@ class Member(nn.Module):
         where the layer does not fit the module, a dropout cannot act on it, or the present layer is sharded.
         """
         if any(map(is_divided, self.parameters())):
-            raise LycorisError(
-                "a sharded layer cannot be replaced",
-                weight=self.site.path,
-                hint="Give the network its layers before it is sharded",
-            )
+            raise LycorisError("E-sharded-layer-not-replaced", weight=self.site.path)
         with located(weight=self.site.path):
             layer.check_fit(self.site.shape)
             self._check_dropouts(layer)
@@ -281,12 +277,11 @@ class Member(nn.Module):
         ):
             if reason:
                 raise LycorisError(
-                    "a layer cannot act where the processes compute with parts of its weight",
+                    "E-layer-divided-by-processes",
                     weight=site.path,
-                    got=f"{reason}, and {divided_by(weight)}",
+                    reason=reason,
+                    division=divided_by(weight),
                     expected=expected,
-                    hint="Exclude it, or shard the model by fully_shard in place of tensor parallelism. "
-                    "merge_to can merge it all the same",
                 )
         with located(weight=site.path):
             share.of_layer(layer)
@@ -400,19 +395,11 @@ class Member(nn.Module):
             # A norm's layer has neither a rank nor an input of its own, so neither dropout acts on it.
             return
         if settings.rank_dropout and not any(variant.dropped for variant in layer.table.each):
-            raise LycorisError(
-                f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"
-            )
+            raise LycorisError("E-rank-dropout-without-rank", key=path, algorithm=a_layer(layer.algorithm))
         by_weight = self.site.geometry is None or settings.form == "rebuilt"
         rotates = layer.additive() is None and not isinstance(layer, Factored)
         if settings.input_dropout and (by_weight or rotates):
-            raise LycorisError(
-                f"{a_layer(layer.algorithm)} on this module has no input of its own to drop",
-                key=path,
-                got="input_dropout",
-                expected="0",
-                hint="module_dropout leaves the layer out as a whole",
-            )
+            raise LycorisError("E-dropout-without-input", key=path, algorithm=a_layer(layer.algorithm))
 
 
 def read_weight(site: Site) -> Tensor:
@@ -424,13 +411,7 @@ def read_weight(site: Site) -> Tensor:
 def _weight_as_held(site: Site) -> Tensor:
     held = site.oriented(values_of(site.module, site.weight, site.path).detach())
     if held.is_meta:
-        raise LycorisError(
-            "a layer needs the values of its weight, and they are not in memory",
-            weight=site.path,
-            got="a tensor on the device meta",
-            expected="a loaded model",
-            hint="Load the model first",
-        )
+        raise LycorisError("E-layer-values-not-in-memory", weight=site.path)
     return held
 
 
@@ -451,7 +432,7 @@ def make_layer(
         norm = Norm.init(site.shape, 1, 1.0, seed=seed)
         return norm.with_tensors({"b_norm": torch.zeros(site.shape)} if site.has_bias else {}), None
     if kind.table.for_norms:
-        raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
+        raise LayerError("E-algorithm-norm-only-for-norms", key=site.path, got=site.kind)
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
     most = kind.most_rank(site.shape)
@@ -476,9 +457,7 @@ def make_layer(
 def _rows(site: Site, tokens: Sequence[int]) -> Layer:
     """A layer that sets rows of a weight (V, D) to their present values."""
     if len(site.shape) != 2:
-        raise LayerError(
-            "tokens are rows of an embedding or a linear layer", key=site.path, got=str(list(site.shape))
-        )
+        raise LayerError("E-tokens-not-rows", key=site.path, got=str(list(site.shape)))
     at = torch.tensor(tokens, dtype=torch.int64)
     with located(key=site.path):
         layer = Full(set_rows=torch.zeros(len(at), site.shape[1]), set_rows_at=at)
@@ -497,9 +476,7 @@ def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:
     with located(key=site.path):
         if settings.dora is not None:
             if not isinstance(layer, Factored):
-                raise LayerError(
-                    f"{a_layer(settings.algorithm)} has no DoRA magnitude", expected="lora, loha or lokr"
-                )
+                raise LayerError("E-kind-without-dora", algorithm=a_layer(settings.algorithm))
             layer = layer.decomposed(read_weight(site), 0 if settings.dora == "output" else 1)
     if settings.bias and site.has_bias:
         layer = layer.with_tensors({field_of(DIFF_B): torch.zeros(site.shape[0])})
@@ -515,15 +492,19 @@ def _options(settings: LayerSettings) -> dict[str, Any]:
         ("rslora", settings.rslora, kind.table.scaled_by_alpha),
     ):
         if options and not meant:
-            raise LycorisError(f"{a_layer(settings.algorithm)} has no {name}", got=f"{name}={options}")
+            raise LycorisError(
+                "E-kind-option-unknown", algorithm=a_layer(settings.algorithm), name=name, options=options
+            )
     known = kind.init_options()
     options = {name: getattr(settings, name) for name in ("factor", "tucker", "decompose_both")}
     options = {name: value for name, value in options.items() if value}
     for name, value in options.items():
         if name not in known:
             raise LycorisError(
-                f"{a_layer(settings.algorithm)} has no {name}",
-                got=f"{name}={value}",
+                "E-kind-setting-unknown",
+                algorithm=a_layer(settings.algorithm),
+                name=name,
+                value=value,
                 expected=", ".join(sorted(known)) or "no options",
             )
     return options

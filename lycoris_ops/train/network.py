@@ -152,13 +152,7 @@ class LycorisNetwork(nn.Module):
             others = shared.get(path, ())
             self.members[path].tied = tuple(sites[other] for other in self._tied(path, others))
             if others and self.members.keys().isdisjoint(others) and not self.members[path].tied:
-                raise LycorisError(
-                    "two modules share a weight, and its tokens would be changed in only one of them",
-                    weight=path,
-                    got=f"the weight of {others[0]} too",
-                    expected="the tokens of the embedding, which are changed in both",
-                    hint=f"Train the tokens of {others[0]} in place of these",
-                )
+                raise LycorisError("E-tokens-weight-shared", weight=path, other=others[0])
 
     def restore(self) -> None:
         """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`.
@@ -178,9 +172,7 @@ class LycorisNetwork(nn.Module):
         """Set the strength of all layers. Raises LycorisError unless it is a finite number."""
         number = isinstance(multiplier, SupportsFloat)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not (number and math.isfinite(multiplier)):
-            raise LycorisError(
-                "a strength is not a finite number", got=repr(multiplier), expected="such as 0.8"
-            )
+            raise LycorisError("E-strength-not-finite", got=repr(multiplier))
         self._strengths.set(float(multiplier))
         for member in self.members.values():
             if member.strengths is not self._strengths:
@@ -243,13 +235,7 @@ class LycorisNetwork(nn.Module):
                 work.append((site, site.weight, Part(layer, key=path)))
             if layer.forms("bias") and (site.has_bias or not layer.table.bias_may_be_absent):
                 if not site.has_bias:
-                    raise LycorisError(
-                        "a layer adds to a bias that its module lacks",
-                        weight=path,
-                        got=type(site.module).__name__,
-                        expected="a module with a bias",
-                        hint="Apply the network beside the model, or give the module a bias of zeros first",
-                    )
+                    raise LycorisError("E-module-bias-absent", weight=path, got=type(site.module).__name__)
                 plain_values(site, site.bias)
                 work.append((site, site.bias, Part(layer, key=path, parameter="bias")))
         for path in shared:
@@ -323,7 +309,7 @@ class LycorisNetwork(nn.Module):
         not a finite number above 0.
         """
         if not 0 < limit < math.inf:
-            raise LycorisError("a limit is a finite number above 0", got=str(limit))
+            raise LycorisError("E-limit-not-positive", got=str(limit))
         clipped = 0
         for member in self.members.values():
             weight = read_weight(member.site) if member.layer.additive() is None else None
@@ -360,12 +346,7 @@ class LycorisNetwork(nn.Module):
         attention anything but LoRA on the input projection.
         """
         if "" in self.members:
-            raise LycorisError(
-                "the model is a single layer, which has no name in a file",
-                got=type(self.module).__name__,
-                expected="a model with the layer inside",
-                hint="Make the network for the model that holds it",
-            )
+            raise LycorisError("E-model-is-single-layer", got=type(self.module).__name__)
         wanted = patterns(include)
         for pattern in wanted:
             check_used(pattern, self.members, "adapted modules")
@@ -380,12 +361,7 @@ class LycorisNetwork(nn.Module):
         if dialect == "peft":
             for path, member in chosen.items():
                 if path != member.site.path:
-                    raise LycorisError(
-                        "PEFT's folder is for one model, and these are joined networks of several",
-                        key=path,
-                        expected="a network of one model",
-                        hint="Save each network before it is joined, or choose another dialect",
-                    )
+                    raise LycorisError("E-peft-joined-networks", key=path)
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
         # Components name themselves, so that no other prefix is needed.
         name_of = str if self.components and dialect == DIFFUSERS else partial(named, self.prefix)
@@ -434,12 +410,13 @@ class LycorisNetwork(nn.Module):
         missing = sorted(self.members.keys() - layers.keys())
         if extra or missing:
             raise MatchError(
-                "the file and the network do not have the same layers",
+                "E-file-layers-differ",
                 file=adapter.path,
                 key=(extra or missing)[0],
-                got=f"{len(layers)} layers, {len(extra)} of them not in the network",
-                expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
-                hint="Make the network from the file: create_lycoris(module, weights=...)",
+                layers=len(layers),
+                unknown=len(extra),
+                members=len(self.members),
+                missing=len(missing),
             )
         move = once(Tensor.to)
         for name, layer in layers.items():
@@ -526,14 +503,7 @@ class LycorisNetwork(nn.Module):
 
 
 def _shared(what: What, path: str, other: str) -> LycorisError:
-    return LycorisError(
-        f"two modules share a {what}, and the layer is for one of them",
-        weight=path,
-        got=f"the {what} of {other} too",
-        expected=f"a {what} of one module alone",
-        hint="Give each its own weight by merge_to(untie=True), which does not separate biases; or save the "
-        f"network and apply it beside the model, or train without {path}",
-    )
+    return LycorisError("E-modules-share-parameter", weight=path, what=what, other=other)
 
 
 def plain_values(site: Site, name: str) -> Tensor:
@@ -541,20 +511,10 @@ def plain_values(site: Site, name: str) -> Tensor:
     memory."""
     value: Tensor = getattr(site.module, name)
     if value.is_meta:
-        raise LycorisError(
-            "a weight that is loaded within each pass cannot be changed in place",
-            weight=site.path,
-            got="a tensor on the device meta",
-            expected="a weight in memory",
-            hint="Save the network, and merge its file into the model's file by merge_checkpoint",
-        )
+        raise LycorisError("E-offloaded-weight-not-changed", weight=site.path)
     if not (is_divided(value) or is_plain(value)):
         raise LycorisError(
-            "a packed weight cannot be changed in place",
-            weight=site.path,
-            got=f"{type(value).__name__} of {value.dtype}",
-            expected="a floating-point dtype",
-            hint="Save the network, and apply the file to the model when it is loaded",
+            "E-packed-weight-not-changed", weight=site.path, name=type(value).__name__, dtype=str(value.dtype)
         )
     return value
 
