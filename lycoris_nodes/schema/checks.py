@@ -44,7 +44,7 @@ SEVERAL = 8
 def _usual_number(value: Any) -> float | None:
     """The typed or linked number; 0 for the usual value of the model, None if it is no number."""
     if isinstance(value, str):
-        # The page shows what is usual, such as `auto: 16`.
+        # Workflows of earlier versions may have what is usual behind it, as in `auto: 16`.
         text = value.strip()
         value = 0 if not text or text.startswith(AS_FAMILY) else read_number(text)
     if value is None or not _is_number(value) or value < 0:

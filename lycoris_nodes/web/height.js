@@ -4,13 +4,14 @@
 //
 //   hold(node, by)      call it before the element makes the node higher
 //   changing(node)      the height of an element changes, and not because the user drags
-//   grow(node)          after such a change: makes the node as high as it needs
+//   settle(node)        it has changed
+//   grow(node)          makes the node as high as it needs, and settles it
 //   release(node, by)   call it after the element is removed
 
 import { app } from "../../scripts/app.js"
-import { after, drawn, isOurs, ourNodes } from "./nodes.js"
+import { after } from "./nodes.js"
 
-/** `grown` counts the changes of the elements. @typedef {{bare: number, by: Set<any>, grown: number}} Held */
+/** `height` is the last known one. @typedef {{bare: number, by: Set<any>, height: number, changing: boolean}} Held */
 /** @type {WeakMap<GraphNode, Held>} */
 const held = new WeakMap()
 
@@ -29,15 +30,22 @@ export const bareHeight = (node) => held.get(node)?.bare ?? node.size[1]
  * @param {any} by
  */
 export function hold(node, by) {
-  const known = held.get(node) ?? { bare: node.size[1], by: new Set(), grown: 0 }
+  const known = held.get(node) ?? { bare: node.size[1], by: new Set(), height: node.size[1], changing: true }
   known.by.add(by)
+  known.changing = true
   held.set(node, known)
 }
 
 /** @param {GraphNode} node */
 export function changing(node) {
   const known = held.get(node)
-  if (known) known.grown++
+  if (known) known.changing = true
+}
+
+/** @param {GraphNode} node */
+export function settle(node) {
+  const known = held.get(node)
+  if (known) Object.assign(known, { height: node.size[1], changing: false })
 }
 
 /** @param {GraphNode} node */
@@ -47,6 +55,7 @@ export function grow(node) {
   // Vue makes a node at least as high as what is in it.
   const needed = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]
   node.setSize([node.size[0], Math.max(known.bare, needed)])
+  settle(node)
   app.canvas.setDirty(true, true)
 }
 
@@ -67,39 +76,23 @@ export async function release(node, by) {
   held.delete(node)
 }
 
-// Dragging a node higher raises its bare height by as much.
-addEventListener(
-  "pointerdown",
-  ({ target, clientY: from }) => {
-    const element = /** @type {Element} */ (target)
-    if (!app.rootGraph || !element.closest) return
-    const onNode = /** @type {HTMLElement | null} */ (element.closest("[data-node-id]"))?.dataset.nodeId
-    const heights = [...ourNodes()].flatMap((node) => {
-      if (element !== app.canvas.canvas && onNode !== String(node.id)) return []
-      const known = held.get(node)
-      return known ? [{ node, known, grown: known.grown, height: node.size[1] }] : []
-    })
-    if (!heights.length) return
-    const dragged = async (/** @type {PointerEvent} */ { clientY: to }) => {
-      // Vue may make a node higher, for our elements, while the user clicks somewhere.
-      if (to === from) return
-      await drawn()
-      for (const { node, known, grown, height } of heights) {
-        if (held.get(node) === known && known.grown === grown) known.bare += node.size[1] - height
-      }
-    }
-    addEventListener("pointerup", dragged, { once: true, capture: true })
-  },
-  true,
-)
+/** Dragging a node higher raises its bare height by as much. @param {GraphNode} node */
+function followDrag(node) {
+  const known = held.get(node)
+  if (!known || known.changing) return
+  // Vue also measures its nodes anew while no button is pressed.
+  if (document.documentElement.matches(":active")) known.bare += node.size[1] - known.height
+  known.height = node.size[1]
+}
 
-app.registerExtension({
-  name: "lycoris.height",
-
-  beforeRegisterNodeDef(nodeType, { name }) {
-    if (!isOurs(name)) return
-    after(nodeType, "onSerialize", (node, data) => {
-      if (held.has(node)) data.size = [data.size[0], bareHeight(node)]
-    })
-  },
-})
+/**
+ * Save the nodes of a class with their bare heights.
+ *
+ * @param {NodeClass} nodeType
+ */
+export function saveBareHeights(nodeType) {
+  after(nodeType, "onResize", followDrag)
+  after(nodeType, "onSerialize", (node, data) => {
+    if (held.has(node)) data.size = [data.size[0], bareHeight(node)]
+  })
+}

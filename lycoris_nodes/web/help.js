@@ -2,9 +2,8 @@
 
 import { app } from "../../scripts/app.js"
 import { addStyle, make } from "./elements.js"
+import { onHelpLink } from "./host.js"
 import { t } from "./language.js"
-
-addStyle("./help.css", import.meta.url)
 
 const PAGES = new URL("./docs/", import.meta.url)
 
@@ -38,15 +37,7 @@ async function show(shown, node) {
   shown.scrollIntoView({ block: "start" })
 }
 
-document.addEventListener(
-  "click",
-  async (event) => {
-    const link = /** @type {Element} */ (event.target).closest?.(".node-help-content a[href$='.md']")
-    const node = link?.getAttribute("href")?.match(/(Lycoris\w+)(?:\/\w+)?\.md$/u)?.[1]
-    const shown = link?.closest(".node-help-content > *")
-    if (!node || !shown) return
-    event.preventDefault()
-    await show(shown, node)
-  },
-  true,
-)
+export function linkHelp() {
+  addStyle("./help.css", import.meta.url)
+  onHelpLink(show)
+}

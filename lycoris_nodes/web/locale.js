@@ -1,9 +1,8 @@
-// Reads the words of the user's language before any node is made.
+// Reads the words of the user's language, and shows choices and notes in it.
 
 import { app } from "../../scripts/app.js"
-import { noteClass } from "./frontend.js"
 import { speak } from "./language.js"
-import { after, widgetOf } from "./nodes.js"
+import { widgetOf } from "./nodes.js"
 
 const LANGUAGES = ["ja", "zh"]
 
@@ -18,47 +17,52 @@ let shown = {}
  */
 let ofEnglish = new Map()
 
-/** Show a note of ours in the user's language. @param {GraphNode} node */
-function translate(node) {
-  const [text] = /** @type {Widget[]} */ (node.widgets)
-  const own = ofEnglish.get(text.value)
-  if (own === undefined) return
-  text.value = own
-  node.title = ofEnglish.get(node.title) ?? node.title
+/** Read the words before any node is made. */
+export async function readWords() {
+  // "zh-TW" is read as "zh": simplified characters are nearer than English.
+  const language = String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en").split("-")[0]
+  if (!LANGUAGES.includes(language)) return
+  const answer = await fetch(new URL(`./words/${language}.json`, import.meta.url))
+  const { page, notes, server, choices } = await answer.json()
+  speak(page, server)
+  shown = choices
+  ofEnglish = new Map(Object.entries(notes))
 }
 
-app.registerExtension({
-  name: "lycoris.locale",
+/**
+ * Show the choices of a node in the user's language. The value itself stays as it is, in the workflow and in the prompt.
+ *
+ * @param {GraphNode} node
+ */
+export function translateChoices(node) {
+  for (const [name, words] of Object.entries(shown[node.comfyClass ?? ""] ?? {})) {
+    const widget = /** @type {any} */ (widgetOf(node, name))
+    if (widget) widget.options.getOptionLabel = (/** @type {string | null} */ value) => words[value ?? ""] ?? value ?? ""
+  }
+}
 
-  async init() {
-    // "zh-TW" is read as "zh": simplified characters are nearer than English.
-    const language = String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en").split("-")[0]
-    if (!LANGUAGES.includes(language)) return
-    const answer = await fetch(new URL(`./words/${language}.json`, import.meta.url))
-    const { page, notes, server, choices } = await answer.json()
-    speak(page, server)
-    shown = choices
-    ofEnglish = new Map(Object.entries(notes))
-  },
+/** Show the notes of our templates in the user's language. The host makes notes without calling `nodeCreated`. */
+export function translateNotes(graph = app.rootGraph) {
+  if (!ofEnglish.size) return
+  for (const node of /** @type {GraphNode[]} */ (graph.nodes)) {
+    if (node.subgraph) translateNotes(node.subgraph)
+    if (node.type === "MarkdownNote") translateNote(node)
+  }
+}
 
-  // After the front end's own, with its notes.
-  registerCustomNodes() {
-    const english = new Map([...ofEnglish].map(([text, own]) => [own, text]))
-    after(noteClass(), "onConfigure", translate)
-    // A workflow is saved with its notes as it was delivered, until the user changes one.
-    after(noteClass(), "onSerialize", (_node, data) => {
-      const text = english.get(data.widgets_values?.[0])
-      if (text === undefined) return
-      data.widgets_values[0] = text
-      data.title = english.get(data.title) ?? data.title
-    })
-  },
-
-  // The value itself stays as it is, in the workflow and in the prompt.
-  nodeCreated(/** @type {GraphNode} */ node) {
-    for (const [name, words] of Object.entries(shown[node.comfyClass ?? ""] ?? {})) {
-      const widget = /** @type {any} */ (widgetOf(node, name))
-      if (widget) widget.options.getOptionLabel = (/** @type {string | null} */ value) => words[value ?? ""] ?? value ?? ""
-    }
-  },
-})
+/** @param {GraphNode} node */
+function translateNote(node) {
+  const [text] = /** @type {Widget[]} */ (node.widgets)
+  const english = { text: text.value, title: node.title }
+  const own = ofEnglish.get(english.text)
+  if (own === undefined) return
+  text.value = own
+  node.title = ofEnglish.get(english.title) ?? english.title
+  const { title } = node
+  // A workflow is saved with its notes as it was delivered, until the user changes one.
+  node.onSerialize = (/** @type {any} */ data) => {
+    if (data.widgets_values?.[0] !== own) return
+    data.widgets_values[0] = english.text
+    if (data.title === title) data.title = english.title
+  }
+}

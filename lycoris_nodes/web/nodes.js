@@ -58,7 +58,7 @@ export function nodeOf(key) {
  * Call `act` after a method of all nodes of a class, with the node and the arguments of the call.
  *
  * @param {NodeClass} nodeType
- * @param {"onConfigure" | "onConnectionsChange" | "onExecuted" | "onRemoved" | "onSerialize"} method
+ * @param {"onConfigure" | "onConnectionsChange" | "onRemoved" | "onResize" | "onSerialize"} method
  * @param {(node: GraphNode, ...values: any[]) => void} act
  */
 export function after(nodeType, method, act) {
@@ -93,20 +93,23 @@ export function onValue(widget, act) {
  */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
+let shown = 0
+
 /**
  * Show an element on a node. It is part of neither the prompt nor the saved workflow.
  *
  * @param {GraphNode} node
  * @param {string} name
- * @param {HTMLElement} element its first class becomes the widget's type. The front end knows no such type, so it
- *   shows the element itself, whether nodes are drawn on the canvas or by Vue
+ * @param {HTMLElement} element its first class, with a number, becomes the widget's type. The front end knows no such
+ *   type, so it shows the element itself, whether nodes are drawn on the canvas or by Vue. Without the number, Vue would
+ *   keep the element of an earlier node with the same id, as after Undo
  * @param {DomWidgetOptions} options
  */
 export function showElement(node, name, element, options) {
   const unsaved = { serialize: false, getValue: () => "", setValue: () => {} }
   // The properties panel would show its name without the element, and give the widget the panel's width for ever.
   const own = { ...unsaved, hideInPanel: true, ...options }
-  const widget = node.addDOMWidget(name, element.classList[0], element, own)
+  const widget = node.addDOMWidget(name, `${element.classList[0]}-${++shown}`, element, own)
   // `options.serialize` keeps it out of the prompt, `widget.serialize` out of the saved workflow.
   widget.serialize = false
   return widget

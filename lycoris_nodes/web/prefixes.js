@@ -3,13 +3,10 @@
 
 import { app } from "../../scripts/app.js"
 import { applyTextReplacements } from "../../scripts/utils.js"
-import { isOurs, widgetOf } from "./nodes.js"
+import { widgetOf } from "./nodes.js"
 
-app.registerExtension({
-  name: "lycoris.prefixes",
-
-  nodeCreated(/** @type {GraphNode} */ node) {
-    const prefix = isOurs(node.comfyClass) && widgetOf(node, "filename_prefix")
-    if (prefix) prefix.serializeValue = () => applyTextReplacements(app.rootGraph, prefix.value)
-  },
-})
+/** @param {GraphNode} node */
+export function expandPrefix(node) {
+  const prefix = widgetOf(node, "filename_prefix")
+  if (prefix) prefix.serializeValue = () => applyTextReplacements(app.rootGraph, prefix.value)
+}

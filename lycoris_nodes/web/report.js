@@ -1,10 +1,9 @@
 // Shows the report of a node in a box on the node, while there is something to say.
 
 import { app } from "../../scripts/app.js"
-import { isRestoring, onPrompt, showNewElements } from "./frontend.js"
+import { isRestoring, onPrompt, queuedPrompts } from "./host.js"
 import { t, told } from "./language.js"
-import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
-import { queuedPrompts } from "./queue.js"
+import { anyNodeOf, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { fill, remove, shownOn, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
@@ -186,35 +185,31 @@ function listen() {
   })
 }
 
-app.registerExtension({
-  name: "lycoris.report",
+export function listenToReports() {
+  listen()
+  onPrompt({
+    ask: () => removeAll("refused"),
+    sent: (prompt, workflow) => workflows.set(prompt, workflow),
+    refuse,
+  })
+}
 
-  setup() {
-    listen()
-    onPrompt({
-      ask: () => removeAll("refused"),
-      sent: (prompt, workflow) => workflows.set(prompt, workflow),
-      refuse,
-    })
-  },
+/** Keep the reports that Undo is about to take from the page. */
+export function keepReports() {
+  kept = []
+  if (!isRestoring()) return
+  for (const [key, node] of ourKeyedNodes()) {
+    const shown = shownOn(node)
+    if (shown) kept.push([key, shown])
+  }
+}
 
-  beforeConfigureGraph() {
-    kept = []
-    if (!isRestoring()) return
-    for (const [key, node] of ourKeyedNodes()) {
-      const shown = shownOn(node)
-      if (shown) kept.push([key, shown])
-    }
-  },
-
-  // After a reload, or on another workflow, the reports come back; during a run, only those of the nodes that are done.
-  afterConfigureGraph() {
-    for (const [key, shown] of kept) {
-      const node = nodeOf(key)
-      if (node) fill(node, ...shown)
-    }
-    if (kept.length) showNewElements()
-    kept = []
-    recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
-  },
-})
+/** After a reload, or on another workflow, the reports come back; during a run, only those of the nodes that are done. */
+export function bringBackReports() {
+  for (const [key, shown] of kept) {
+    const node = nodeOf(key)
+    if (node) fill(node, ...shown)
+  }
+  kept = []
+  recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
+}

@@ -2,18 +2,14 @@
 // and writes it, so the workflow, the API, copies, undo and subgraphs have nothing else to know.
 
 import { app } from "../../scripts/app.js"
-import { addStyle } from "./elements.js"
 import { after, drawn, onValue, ourNodes, showElement, widgetOf } from "./nodes.js"
 import { forgetWeights } from "./rows/blocksserver.js"
 import { createList } from "./rows/list.js"
 import { followModel, modelOf } from "./rows/model.js"
 import { onReasons } from "./rows/reasons.js"
 import { forgetFiles } from "./rows/server.js"
-import { keepSets } from "./rows/sets.js"
 import { fold } from "./sizes.js"
 
-const NODE = "LycorisAdapterRows"
-const LOADER = "LycorisLoadAdapter"
 const TEXT = "rows"
 const MARGIN = 6
 const WIDTH = 500
@@ -78,7 +74,7 @@ function write(node, widget, value) {
 }
 
 /** @param {GraphNode} node */
-function addList(node) {
+export function addList(node) {
   const text = widgetOf(node, TEXT)
   if (!text) return
   // Folded like other advanced inputs: "Show Advanced" shows the text.
@@ -107,30 +103,24 @@ function addList(node) {
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]])
 }
 
-app.registerExtension({
-  name: "lycoris.rows",
+/**
+ * Read the bounds of a strength from the node that loads one file.
+ *
+ * @param {NodeDefinition} definition
+ */
+export function readBounds({ input }) {
+  bounds = /** @type {any} */ (input?.required?.strength_model)[1]
+}
 
-  setup() {
-    addStyle("./rows/style.css", import.meta.url)
-    addStyle("./rows/blocks.css", import.meta.url)
-    keepSets()
-  },
+/** @param {NodeClass} nodeType */
+export function prepareRows(nodeType) {
+  after(nodeType, "onConnectionsChange", (node) => lists.get(node)?.draw())
+  after(nodeType, "onRemoved", (node) => lists.get(node)?.close())
+}
 
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name === LOADER) bounds = /** @type {any} */ (nodeData.input?.required?.strength_model)[1]
-    if (nodeData.name !== NODE) return
-    after(nodeType, "onConnectionsChange", (node) => lists.get(node)?.draw())
-    after(nodeType, "onRemoved", (node) => lists.get(node)?.close())
-  },
-
-  nodeCreated(/** @type {GraphNode} */ node) {
-    if (node.comfyClass === NODE) addList(node)
-  },
-
-  // Called when the user refreshes the lists of files.
-  refreshComboInNodes() {
-    forgetFiles()
-    forgetWeights()
-    for (const node of ourNodes()) lists.get(node)?.draw()
-  },
-})
+/** Called when the user refreshes the lists of files. */
+export function refreshRows() {
+  forgetFiles()
+  forgetWeights()
+  for (const node of ourNodes()) lists.get(node)?.draw()
+}

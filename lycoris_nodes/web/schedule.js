@@ -5,11 +5,8 @@ import { HEIGHT, picture } from "./curves.js"
 import { make } from "./elements.js"
 import { answered } from "./language.js"
 import { onValue, showElement, widgetOf } from "./nodes.js"
-// First, because it sets nodes to their least height.
-import "./sizes.js"
-import { shareWheel } from "./wheel.js"
+import { shareWheel } from "./host.js"
 
-const NODE = "LycorisSchedule"
 // After this many milliseconds without a key, the server is asked about the text.
 const PAUSE = 150
 
@@ -21,7 +18,7 @@ function fault(words) {
 }
 
 /** @param {GraphNode} node */
-function addPicture(node) {
+export function addPicture(node) {
   const text = widgetOf(node, "curve")
   if (!text) return
   const element = make("div", { class: "lycoris-curve" })
@@ -49,11 +46,3 @@ function addPicture(node) {
   onValue(text, drawSoon)
   drawSoon()
 }
-
-app.registerExtension({
-  name: "lycoris.schedule",
-
-  nodeCreated(/** @type {GraphNode} */ node) {
-    if (node.comfyClass === NODE) addPicture(node)
-  },
-})

@@ -1,22 +1,25 @@
 // Folds the advanced inputs of our nodes, and makes the nodes wide enough for their titles and inputs, which would
 // be cut off otherwise. "Show Advanced" in the menu of a node unfolds its inputs.
 
-import { app } from "../../scripts/app.js"
-import { isOurs } from "./nodes.js"
+import { after, onValue } from "./nodes.js"
 
 const context = /** @type {CanvasRenderingContext2D} */ (document.createElement("canvas").getContext("2d"))
 
 /**
- * Fold the widgets of a node whose options say that they are advanced. Vue does this by itself.
+ * Fold the advanced widgets of a node on the canvas: by their options alone, only Vue folds them.
  *
  * @param {GraphNode} node
  */
-export function fold(node) {
+function mark(node) {
   const widgets = /** @type {Widget[]} */ (node.widgets ?? [])
   const advanced = widgets.filter((widget) => widget.options?.advanced)
-  if (!advanced.length) return
   for (const widget of advanced) widget.advanced = true
-  node.setSize(node.computeSize())
+  return advanced
+}
+
+/** @param {GraphNode} node */
+export function fold(node) {
+  if (mark(node).length) node.setSize(node.computeSize())
 }
 
 /**
@@ -31,12 +34,21 @@ function leastWidth(title) {
   return Math.max(words, 1.5 * LiteGraph.NODE_WIDTH) + 2 * LiteGraph.NODE_TITLE_HEIGHT
 }
 
-app.registerExtension({
-  name: "lycoris.sizes",
+/**
+ * Fold the widgets that the groups of a loaded workflow add. The front end has made the node higher for them.
+ *
+ * @param {NodeClass} nodeType
+ */
+export function foldGroups(nodeType) {
+  after(nodeType, "onConfigure", (node, { size }) => {
+    if (mark(node).length && size) node.setSize([node.size[0], Math.max(size[1], node.computeSize()[1])])
+  })
+}
 
-  nodeCreated(/** @type {GraphNode} */ node) {
-    if (!isOurs(node.comfyClass)) return
-    fold(node)
-    node.setSize([Math.max(node.size[0], leastWidth(node.title)), node.size[1]])
-  },
-})
+/** @param {GraphNode} node */
+export function fit(node) {
+  fold(node)
+  // The widgets of a group come when it is chosen.
+  for (const widget of mark(node)) onValue(widget, () => mark(node))
+  node.setSize([Math.max(node.size[0], leastWidth(node.title)), node.size[1]])
+}

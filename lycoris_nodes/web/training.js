@@ -2,23 +2,17 @@
 // linked model.
 
 import { app } from "../../scripts/app.js"
-import { onPrompt } from "./frontend.js"
+import { onPrompt, queuedPrompts } from "./host.js"
 import { t } from "./language.js"
-import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
-import { queuedPrompts } from "./queue.js"
-// Imported first, so that its listeners show a box before those below remove it.
+import { anyNodeOf, nodeOf, ourKeyedNodes, widgetOf } from "./nodes.js"
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy, sourceOf } from "./rows/graph.js"
-import { foldGroups, foldInputs } from "./training/fold.js"
 import { removeTraining, showTraining, stageOf } from "./training/panel.js"
 import { askForSettings } from "./training/paste.js"
-import { plain, shownValue } from "./training/usual.js"
-import { inWords } from "./training/words.js"
+import { inWords, withUsual } from "./training/words.js"
 
 const TRAINING = ["LycorisTrain", "LycorisSlider"]
-// Inputs where `auto` stands for what is usual.
-const USUAL = ["learning_rate", "rank", "alpha", "text_learning_rate", "shift", "resolution"]
 const WITH_USUAL = [...TRAINING, "LycorisDataset"]
 // Milliseconds without a change after which the server is asked.
 const PAUSE = 300
@@ -77,14 +71,16 @@ async function ask(place, anew = false, force = anew) {
   if (isTrain(node)) question.values = valuesOf(node)
   const body = JSON.stringify(question)
   const before = known.get(node)
+  // The value of a widget may have changed.
+  showUsual(node, before?.usual ?? {})
   if (before?.asked === body && !force) return
   const now = { asked: body, usual: before?.usual ?? {}, others: {} }
   known.set(node, now)
   const answer = await app.api.fetchApi("/lycoris/training", { method: "POST", body })
   const told = await answer.json()
   if (known.get(node) !== now || told.error) return
-  showUsual(node, told.usual, now.usual)
   now.usual = told.usual
+  showUsual(node, now.usual)
   now.others = told.stopped?.others ?? {}
   if (!isTrain(node)) return
   const { running: live, stopped } = told
@@ -96,25 +92,25 @@ async function ask(place, anew = false, force = anew) {
   else if (!running && stageOf(node) !== "done") removeTraining(node)
 }
 
+/** The name of each widget, and what is shown in its place. @type {WeakMap<Widget, {name: string, shown: string}>} */
+const labels = new WeakMap()
+
 /**
+ * Say behind the name of each input that is `auto` what is usual: "rank (16)".
+ *
  * @param {GraphNode} node
  * @param {Record<string, string>} usual
- * @param {Record<string, string>} before
  */
-function showUsual(node, usual, before) {
+function showUsual(node, usual) {
   for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
-    const name = ownName(widget.name)
-    if (!USUAL.includes(name)) continue
-    // A subgraph saves its inputs as shown, so a value behind "auto: " before the first answer is nobody's choice.
-    const present = name in before ? widget.value : plain(widget.value)
-    const value = shownValue(present, usual[name], before[name])
-    if (value !== widget.value) widget.value = value
-    if (widget.serializeValue) continue
-    widget.serializeValue = () => plain(widget.value)
-    onValue(widget, () => {
-      const { usual: present = {} } = known.get(node) ?? {}
-      widget.value = shownValue(widget.value, present[name])
-    })
+    const value = usual[ownName(widget.name)]
+    const last = labels.get(widget)
+    if (!value && !last) continue
+    const present = widget.label ?? widget.name
+    const name = last?.shown === present ? last.name : present
+    const shown = withUsual(name, widget.value, value)
+    labels.set(widget, { name, shown })
+    if (shown !== present) widget.label = shown
   }
 }
 
@@ -122,7 +118,7 @@ function showUsual(node, usual, before) {
 let waiting
 let forced = false
 /** Ask about all nodes once changes pause; with `force`, even if the question is the same. */
-function askSoon(force = false) {
+export function askSoon(force = false) {
   forced ||= force
   clearTimeout(waiting)
   waiting = setTimeout(() => {
@@ -171,7 +167,9 @@ function setValues(node, values) {
     if (holder && holder.value !== "own") holder.value = "own"
     const widget = widgetOf(node, name)
     if (!widget) continue
-    widget.value = USUAL.includes(ownName(name)) ? shownValue(value, known.get(node)?.usual[ownName(name)]) : value
+    const isText = typeof value === "number" && typeof widget.value === "string"
+    // The server has 0 for `auto`.
+    widget.value = isText ? String(value || "auto") : value
     widget.callback?.(widget.value)
   }
 }
@@ -216,7 +214,7 @@ function end() {
   askSoon(true)
 }
 
-function listen() {
+export function listenToTrainings() {
   const { api } = app
   api.addCustomEventListener("lycoris.training", (/** @type {CustomEvent} */ { detail }) => {
     const place = placeOf(String(detail.node))
@@ -248,7 +246,6 @@ function listen() {
     if (place) showTraining(node, { stage: "done", ...shown, of: 0, resumed: 0 }, actsOf(place))
   })
   api.addEventListener("graphChanged", () => askSoon())
-  for (const event of ["click", "pointerup", "keyup"]) addEventListener(event, followFolding, { capture: true })
   onPrompt({
     sent(prompt, workflow) {
       // The prompt may have begun before the server answered.
@@ -259,67 +256,16 @@ function listen() {
   })
 }
 
-/**
- * Whether the advanced inputs of a node were shown when it was looked at last.
- *
- * @type {WeakMap<GraphNode, unknown>}
- */
-const unfolded = new WeakMap()
-
-/** Fold and unfold inputs with the widgets: after clicks and keys, because the front end has no event for it. */
-async function followFolding() {
-  await drawn()
-  for (const { node } of placed()) {
-    if (!isTrain(node) || unfolded.get(node) === node.showAdvanced) continue
-    unfolded.set(node, node.showAdvanced)
-    foldInputs(node)
-  }
+/** @param {GraphNode} node */
+export function pasteItem(node) {
+  if (!isTrain(node)) return []
+  const callback = () => askForSettings(translate, (values, pictures) => {
+    setValues(node, values)
+    const place = [...placed()].find((one) => one.node === node)
+    const slot = (node.inputs ?? []).findIndex(({ name }) => ownName(name) === "latents")
+    /** @type {GraphNode | undefined} */
+    const data = place && slot >= 0 ? /** @type {any} */ (sourceOf(/** @type {any} */ (place), slot)?.node) : undefined
+    if (data?.comfyClass === "LycorisDataset") setValues(data, pictures)
+  })
+  return [{ content: t("Paste settings of another trainer…"), callback }]
 }
-
-app.registerExtension({
-  name: "lycoris.training",
-
-  setup: listen,
-
-  beforeRegisterNodeDef(nodeType, { name }) {
-    if (!WITH_USUAL.includes(name)) return
-    after(nodeType, "onSerialize", (node, data) => {
-      data.widgets_values = data.widgets_values?.map?.(plain)
-    })
-    if (!TRAINING.includes(name)) return
-    after(nodeType, "onConfigure", (node, { size }) => {
-      // The front end has made the node higher for the widgets of groups, which are folded.
-      foldGroups(node)
-      if (size) node.setSize([node.size[0], size[1]])
-    })
-  },
-
-  getNodeMenuItems(/** @type {GraphNode} */ node) {
-    if (!isTrain(node)) return []
-    const callback = () => askForSettings(translate, (values, pictures) => {
-      setValues(node, values)
-      const place = [...placed()].find((one) => one.node === node)
-      const slot = (node.inputs ?? []).findIndex(({ name }) => ownName(name) === "latents")
-      /** @type {GraphNode | undefined} */
-      const data = place && slot >= 0 ? /** @type {any} */ (sourceOf(/** @type {any} */ (place), slot)?.node) : undefined
-      if (data?.comfyClass === "LycorisDataset") setValues(data, pictures)
-    })
-    return [{ content: t("Paste settings of another trainer…"), callback }]
-  },
-
-  nodeCreated(/** @type {GraphNode} */ node) {
-    if (!WITH_USUAL.includes(node.comfyClass ?? "")) return
-    if (isTrain(node)) {
-      foldInputs(node)
-      node.setSize([node.size[0], node.computeSize()[1]])
-      unfolded.set(node, node.showAdvanced)
-    }
-    askSoon()
-  },
-
-  async afterConfigureGraph() {
-    await drawn()
-    for (const { node } of placed()) if (isTrain(node)) foldInputs(node)
-    askSoon(true)
-  },
-})

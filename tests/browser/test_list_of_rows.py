@@ -390,7 +390,7 @@ def test_an_error_of_a_listener_leaves_an_accepted_run_accepted(ui: Ui) -> None:
     start(ui, False, "lora.safetensors")
     answer = page.evaluate(
         """async pack => {
-            const { onPrompt } = await import(`/extensions/${pack}/frontend.js`)
+            const { onPrompt } = await import(`/extensions/${pack}/host.js`)
             const before = app.api.queuePrompt
             let told = 0
             onPrompt({ sent() { throw Error("a listener's") } })

@@ -44,7 +44,7 @@ def test_the_page_loads_without_an_error(whole: Ui, server: Server) -> None:
     info = server.object_info()
     ours = {name for name, node in info.items() if node["python_module"] == f"custom_nodes.{PACK}"}
     assert ours == set(NODES)
-    assert whole.page.evaluate("app.extensions.some(({name}) => name === 'lycoris.report')")
+    assert whole.page.evaluate("app.extensions.some(({name}) => name === 'lycoris')")
     assert whole.errors == []
 
 

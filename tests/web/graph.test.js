@@ -2,16 +2,12 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 import { loadedBy, takersOf } from "../../lycoris_nodes/web/rows/graph.js"
 
-function getInputLink(slot) {
-  return this.graph.getLink(this.inputs[slot]?.linked)
-}
-globalThis.LiteGraph = { LGraphNode: { prototype: { getInputLink } } }
-
 /** A graph as the front end has it, of nodes `{id, in: {name: [type, from]}, out: [types]}`; `from` is [id, slot]. */
 function graphOf(nodes, outputs = []) {
   const links = []
   const graph = {
     nodes: [],
+    links,
     getLink: (id) => links[id],
     getNodeById: (id) => graph.nodes.find((node) => node.id === id),
     outputs: outputs.map(([origin_id, origin_slot]) => ({ linkIds: [links.push({ origin_id, origin_slot }) - 1] })),
@@ -20,11 +16,11 @@ function graphOf(nodes, outputs = []) {
     mode: 0,
     ...node,
     graph,
-    inputs: Object.entries(inputs).map(([name, [type, from]]) => ({
+    inputs: Object.entries(inputs).map(([name, [type, from]], target_slot) => ({
       name,
       type,
       widget: name in values ? { name } : undefined,
-      linked: from ? links.push({ origin_id: from[0], origin_slot: from[1] }) - 1 : null,
+      linked: from ? links.push({ origin_id: from[0], origin_slot: from[1], target_id: node.id, target_slot }) - 1 : null,
     })),
     outputs: out.map((type) => ({ type })),
     widgets: Object.entries(values).map(([name, value]) => ({ name, value, options: { values: [value] } })),
@@ -32,7 +28,9 @@ function graphOf(nodes, outputs = []) {
       return this.inputs[slot].linked !== null
     },
     // A subgraph's is about its outputs.
-    getInputLink: node.subgraph ? () => assert.fail() : getInputLink,
+    getInputLink(slot) {
+      return node.subgraph ? assert.fail() : links[this.inputs[slot]?.linked]
+    },
   }))
   return graph
 }

@@ -34,10 +34,15 @@ test("a box ends above the next node below", () => {
 })
 
 /** @this {any} */
-function getInputLink(/** @type {number} */ slot) {
-  return this.inputs[slot].link
+function isInputConnected(/** @type {number} */ slot) {
+  return Boolean(this.inputs[slot].link)
 }
-Object.assign(globalThis, { LiteGraph: { LGraphNode: { prototype: { getInputLink } } } })
+
+/** The links into a node, as its graph has them. */
+const linksInto = (/** @type {any} */ { id, inputs = [] }) =>
+  inputs.flatMap((/** @type {any} */ { link }, /** @type {number} */ slot) =>
+    link ? [{ ...link, target_id: id, target_slot: slot }] : [],
+  )
 
 /**
  * The nodes of a page as they were when a prompt was sent.
@@ -47,6 +52,7 @@ Object.assign(globalThis, { LiteGraph: { LGraphNode: { prototype: { getInputLink
 function nodesOf(prompt) {
   /** @type {Record<string, any>} */
   const nodes = {}
+  const all = { values: () => Object.values(nodes).flatMap(linksInto) }
   for (const [key, { class_type, inputs: given }] of Object.entries(prompt)) {
     const isLink = (/** @type {any} */ value) => Array.isArray(value) && value[0] in prompt
     const entries = Object.entries(given)
@@ -55,8 +61,9 @@ function nodesOf(prompt) {
     // Into a subgraph a link comes by the node that holds it.
     const inputs = links.map(([name, value]) => ({ name, link: { origin_id: value[0], origin_slot: value[1] } }))
     const own = inputs.map(({ name }, slot) => ({ name, link: { origin_id: -10, origin_slot: slot } }))
-    const graph = { getNodeById: (/** @type {any} */ one) => nodes[[...way, one].join(":")] }
-    if (way.length) nodes[way[0]] = { id: way[0], mode: 0, graph: { getNodeById: (/** @type {any} */ one) => nodes[one] }, inputs }
+    const graph = { links: all, getNodeById: (/** @type {any} */ one) => nodes[[...way, one].join(":")] }
+    const outer = { links: all, getNodeById: (/** @type {any} */ one) => nodes[one] }
+    if (way.length) nodes[way[0]] = { id: way[0], mode: 0, graph: outer, inputs, isInputConnected }
     nodes[key] = {
       id,
       graph,
@@ -64,7 +71,7 @@ function nodesOf(prompt) {
       mode: 0,
       widgets: entries.filter(([, value]) => !isLink(value)).map(([name, value]) => ({ name, value })),
       inputs: [...(way.length ? own : inputs), { name: "free", link: null }],
-      isInputConnected: (/** @type {number} */ slot) => Boolean(nodes[key].inputs[slot].link),
+      isInputConnected,
     }
   }
   return nodes
@@ -74,7 +81,7 @@ function nodesOf(prompt) {
 function between(/** @type {any} */ nodes, /** @type {any} */ node) {
   const [input] = nodes[2].inputs
   const getInputLink = () => input.link
-  nodes[7] = { id: 7, mode: 0, graph: nodes[2].graph, inputs: [{ type: "S", link: input.link }], outputs: [{ type: "S" }], getInputLink, ...node }
+  nodes[7] = { id: 7, mode: 0, graph: nodes[2].graph, inputs: [{ type: "S", link: input.link }], outputs: [{ type: "S" }], getInputLink, isInputConnected, ...node }
   nodes[2].inputs[0] = { ...input, link: { origin_id: 7, origin_slot: 0 } }
 }
 

@@ -3,8 +3,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { plain, shownValue } from "../../lycoris_nodes/web/training/usual.js"
-import { duration, inWords, layout, smooth } from "../../lycoris_nodes/web/training/words.js"
+import { duration, inWords, layout, smooth, withUsual } from "../../lycoris_nodes/web/training/words.js"
 
 test("each stage says its count", () => {
   const training = { stage: "training", done: 120, of: 1500, loss: 0.08412, pace: 2.1 }
@@ -39,18 +38,8 @@ test("a curve fills its drawing, also a flat one and one of a single point", () 
   assert.deepEqual(smooth([[1, 3]]), [[1, 3]])
 })
 
-test("what is usual is shown, and neither saved nor sent", () => {
-  assert.equal(shownValue("auto", "0.0001"), "auto: 0.0001")
-  for (const value of ["", 0, "0", "auto: 16", " auto "]) assert.equal(shownValue(value, "16"), "auto: 16")
-  // Another model, and one that is not known.
-  assert.equal(shownValue("auto: 16", "32", "16"), "auto: 32")
-  assert.equal(shownValue("auto: 16", undefined, "16"), "auto")
-  assert.equal(plain("auto: 16"), "auto")
-  // A number that is typed, and one of a workflow of an earlier version.
-  for (const [value, shown] of /** @type {[any, string][]} */ ([["8", "8"], [8, "8"], ["1e-4", "1e-4"], [1e-7, "0.0000001"]])) {
-    assert.equal(shownValue(value, "16"), shown)
-    assert.equal(plain(shown), shown)
-  }
-  // Who changes the number behind the word means it.
-  assert.equal(shownValue("auto: 0.0005", "0.0001"), "0.0005")
+test("what is usual stands behind the name of an input that is auto", () => {
+  for (const value of ["auto", "", 0, "0", "auto: 16", " auto ", undefined]) assert.equal(withUsual("rank", value, "16"), "rank (16)")
+  for (const value of ["8", 8, "1e-4", "0.0005", 10]) assert.equal(withUsual("rank", value, "16"), "rank")
+  assert.equal(withUsual("rank", "auto", undefined), "rank")
 })

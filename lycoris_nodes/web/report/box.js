@@ -3,15 +3,13 @@
 // It never covers another node, and is not saved in the workflow.
 
 import { app } from "../../../scripts/app.js"
-import { addStyle, make } from "../elements.js"
-import { bareHeight, changing, grow, hold, release } from "../height.js"
+import { make } from "../elements.js"
+import { bareHeight, changing, grow, hold, release, settle } from "../height.js"
 import { t, told } from "../language.js"
 import { drawn, showElement } from "../nodes.js"
-import { canScroll, shareWheel } from "../wheel.js"
+import { canScroll, shareWheel } from "../host.js"
 import { pictureOf } from "./picture.js"
 import { freeBelow, partsOf } from "./words.js"
-
-addStyle("./style.css", import.meta.url)
 
 // The most lines of a box, and of one with a picture.
 const LINES = 16
@@ -109,6 +107,7 @@ async function fit(node, box) {
   }
   app.canvas.setDirty(true, true)
   await drawn()
+  if (vue && fills === box.fills) settle(node)
   // Vue's nodes leave the wheel to elements with this mark.
   element.dataset.captureWheel = String(canScroll(element))
 }

@@ -2,7 +2,6 @@
 
 import { t } from "../language.js"
 import { sourceOf, valueOf } from "../rows/graph.js"
-import { plain } from "../training/usual.js"
 
 /**
  * Why the host refused a node, in words. The host's own checks name the input; ours come once for each input.
@@ -89,6 +88,6 @@ export function isAsIn(prompt, key, find, done = new Set()) {
     // Another node gives this value only when it runs.
     if (source?.output !== undefined && !source.node.isVirtualNode) return false
     const present = linked.has(name) ? valueOf(source ?? null) : node.widgets?.find((widget) => widget.name === name)?.value
-    return JSON.stringify(plain(present)) === JSON.stringify(value)
+    return JSON.stringify(present) === JSON.stringify(value)
   })
 }

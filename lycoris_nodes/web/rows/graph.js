@@ -63,7 +63,8 @@ const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(t
  */
 export function sourceOf({ node, way }, input) {
   // Not `node.getInputLink`: virtual nodes and nodes with subgraphs override it, and ask it for their outputs.
-  const found = LiteGraph.LGraphNode.prototype.getInputLink.call(node, input)
+  const links = node.isInputConnected(input) ? [...node.graph.links.values()] : []
+  const found = links.find((link) => String(link.target_id) === String(node.id) && link.target_slot === input)
   return found ? origin(node.graph, found, way) : { node, way, input }
 }
 

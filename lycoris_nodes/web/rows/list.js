@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js"
 import { make } from "../elements.js"
 import { t } from "../language.js"
-import { shareWheel } from "../wheel.js"
+import { shareWheel } from "../host.js"
 import { openBlocks } from "./blocksbox.js"
 import { dragLines } from "./drag.js"
 import { openInfo } from "./info.js"

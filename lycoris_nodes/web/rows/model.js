@@ -44,7 +44,8 @@ const known = new Map()
  */
 const followers = new WeakMap()
 
-function lookAgain() {
+/** Look at the models of all followed nodes again, once the workflow has changed. */
+export function lookAgain() {
   for (const node of ourNodes()) followers.get(node)?.()
 }
 
@@ -116,19 +117,8 @@ export function followModel(node, act) {
   })
 }
 
-app.registerExtension({
-  name: "lycoris.model",
-
-  setup() {
-    app.api.addEventListener("graphChanged", lookAgain)
-  },
-
-  // Links are made after nodes.
-  afterConfigureGraph: lookAgain,
-
-  // Called when the user refreshes the lists of files.
-  refreshComboInNodes() {
-    known.clear()
-    lookAgain()
-  },
-})
+/** Called when the user refreshes the lists of files. */
+export function forgetModels() {
+  known.clear()
+  lookAgain()
+}

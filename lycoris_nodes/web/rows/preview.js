@@ -27,7 +27,7 @@ export function hidePreview() {
  */
 function place(media, element) {
   if (shown !== media || !element.isConnected) return
-  const node = element.closest("[data-node-id]") ?? element.closest(".lycoris-rows") ?? element
+  const node = element.closest(".lycoris-rows") ?? element
   const { left, right } = node.getBoundingClientRect()
   const { top } = element.getBoundingClientRect()
   document.body.append(media)

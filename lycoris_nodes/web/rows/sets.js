@@ -1,7 +1,7 @@
 // The sets of rows that were run or saved under a name, in a panel to choose one.
 
 import { make } from "../elements.js"
-import { onPrompt } from "../frontend.js"
+import { onPrompt } from "../host.js"
 import { t } from "../language.js"
 import { nameInRow } from "./names.js"
 import { changeKept, readKept } from "./picker/kept.js"

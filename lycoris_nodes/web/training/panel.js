@@ -3,14 +3,13 @@
 // This stands above the box with the report. Neither is saved in the workflow.
 
 import { app } from "../../../scripts/app.js"
-import { addStyle, make } from "../elements.js"
+import { make } from "../elements.js"
 import { grow, hold, release } from "../height.js"
 import { t } from "../language.js"
 import { showElement } from "../nodes.js"
+import { fill, remove, shownOn } from "../report/box.js"
 import { curve } from "./curve.js"
 import { inWords } from "./words.js"
-
-addStyle("./style.css", import.meta.url)
 
 /** @typedef {import("./words.js").Shown} Shown */
 /**
@@ -44,12 +43,12 @@ function addPanel(node, acts) {
   const panel = { widget: /** @type {any} */ (null), element, inner, height: 0, shown: {}, large: null, acts }
   hold(node, panel)
   const size = () => panel.height + 2 * MARGIN
+  // Above the report, which is shown anew.
+  const report = shownOn(node)
+  if (report) remove(node)
   panel.widget = showElement(node, "training", element, { margin: MARGIN, getMinHeight: size, getMaxHeight: size })
-  // Above the report.
-  const widgets = /** @type {Widget[]} */ (node.widgets)
-  const report = widgets.findIndex(({ name }) => name === "report")
-  if (report >= 0) widgets.splice(report, 0, ...widgets.splice(widgets.indexOf(panel.widget), 1))
   panels.set(node, panel)
+  if (report) fill(node, ...report)
   new ResizeObserver(() => fit(node, panel)).observe(inner)
   return panel
 }

@@ -122,3 +122,17 @@ export function smooth(points) {
     return [step, near.reduce((sum, [, loss]) => sum + loss, 0) / near.length]
   })
 }
+
+// What stands for the usual value: earlier versions had 0, and some workflows `auto: 16`.
+const AUTO = /^(?:auto.*|0?)$/u
+
+/**
+ * The name of an input, with what is usual behind it where its value stands for that: "rank (16)".
+ *
+ * @param {string} name
+ * @param {any} value
+ * @param {string | undefined} usual
+ */
+export function withUsual(name, value, usual) {
+  return usual && AUTO.test(String(value ?? "").trim()) ? `${name} (${usual})` : name
+}
