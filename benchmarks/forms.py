@@ -15,8 +15,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.launches import KINDS, Kind, ours, works_of
+from benchmarks.launches import KINDS, Kind, ours
 from benchmarks.side import Table, parser
+from tests.harness.launches import works_of
 
 BUDGET = 0.8
 """About how many seconds each cell takes at most."""

@@ -11,23 +11,20 @@ the CPU; the works take turns. A layer acts as it does unless told otherwise ("a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lycoris_ops as lyc
 from benchmarks.side import Table, in_turn, middle, parser
 from tests.harness import pretended
-from tests.harness.launches import Launches
+from tests.harness.launches import Maker, launches_of, works_of
 
 KEPT: list[object] = []
 """The registrations of the pretended device, for as long as the program runs."""
 SIZES = (64, 1280)
-TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,6 @@ KINDS = (
 )  # fmt: skip
 
 
-Maker = Callable[[nn.Module], list[nn.Parameter]]
-"""Adapts a module, and returns what is trained."""
-
-
 def ours(base: nn.Module, kind: Kind, form: str) -> list[nn.Parameter]:
     return list(lyc.create_lycoris(base, **kind.ours, form=form, seed=0).apply_to().parameters())
 
@@ -75,56 +68,6 @@ def peft(base: nn.Module, kind: Kind) -> list[nn.Parameter]:
     name, options = kind.peft
     package.inject_adapter_in_model(getattr(package, name)(target_modules=["0"], **options), base)
     return [parameter for parameter in base.parameters() if parameter.requires_grad]
-
-
-def counted(work: Callable[[], object]) -> int:
-    with Launches() as launches:
-        work()
-    return len(launches.names)
-
-
-def works_of(
-    size: int, device: str, makers: dict[str, Maker], tokens: int = TOKENS
-) -> tuple[dict[str, dict[str, Callable[[], object]]], Callable[[str], None]]:
-    """The passes and the steps of modules with layers, by what is done and by whose layer it is; and what
-    forgets gradients."""
-    x = torch.randn(tokens, size).to(device).requires_grad_()
-    gradient = torch.randn(tokens, size).to(device)
-    made: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {}
-    for name, make in makers.items():
-        base = nn.Sequential(nn.Linear(size, size)).to(device).requires_grad_(False)
-        made[name] = (base, make(base))
-
-    def forward(module: nn.Module) -> Tensor:
-        with torch.no_grad():
-            return module(x)
-
-    def step(module: nn.Module) -> None:
-        module(x).backward(gradient)
-
-    def forget(name: str) -> None:
-        for parameter in (*made[name][1], x):
-            parameter.grad = None
-
-    modules = {name: module for name, (module, _) in made.items()}
-    works: dict[str, dict[str, Callable[[], object]]] = {
-        "forward": {name: partial(forward, module) for name, module in modules.items()},
-        "step": {name: partial(step, module) for name, module in modules.items()},
-    }
-    return works, forget
-
-
-def launches_of(size: int, device: str, makers: dict[str, Maker]) -> dict[str, list[int]]:
-    """The launches of a pass and of a step, by whose layer it is."""
-    found: dict[str, list[int]] = {name: [] for name in makers}
-    works, forget = works_of(size, device, makers)
-    for each in works.values():
-        for name, work in each.items():
-            # The first pass may prepare what is kept.
-            work()
-            forget(name)
-            found[name].append(counted(work))
-    return found
 
 
 def measure(size: int, kind: Kind, rounds: int, table: Table) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,3 +49,58 @@ class Launches(TorchDispatchMode):
             self.waits.append(name)
         self.wide += [name for one in made if one.device.type != "cpu" and one.dtype == torch.float64]
         return found
+
+
+TOKENS = 8
+Maker = Callable[[nn.Module], list[nn.Parameter]]
+"""Adapts a module, and returns what is trained."""
+
+
+def counted(work: Callable[[], object]) -> int:
+    with Launches() as launches:
+        work()
+    return len(launches.names)
+
+
+def works_of(
+    size: int, device: str, makers: dict[str, Maker], tokens: int = TOKENS
+) -> tuple[dict[str, dict[str, Callable[[], object]]], Callable[[str], None]]:
+    """The passes and the steps of modules with layers, by what is done and by whose layer it is; and what
+    forgets gradients."""
+    x = torch.randn(tokens, size).to(device).requires_grad_()
+    gradient = torch.randn(tokens, size).to(device)
+    made: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {}
+    for name, make in makers.items():
+        base = nn.Sequential(nn.Linear(size, size)).to(device).requires_grad_(False)
+        made[name] = (base, make(base))
+
+    def forward(module: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return module(x)
+
+    def step(module: nn.Module) -> None:
+        module(x).backward(gradient)
+
+    def forget(name: str) -> None:
+        for parameter in (*made[name][1], x):
+            parameter.grad = None
+
+    modules = {name: module for name, (module, _) in made.items()}
+    works: dict[str, dict[str, Callable[[], object]]] = {
+        "forward": {name: partial(forward, module) for name, module in modules.items()},
+        "step": {name: partial(step, module) for name, module in modules.items()},
+    }
+    return works, forget
+
+
+def launches_of(size: int, device: str, makers: dict[str, Maker]) -> dict[str, list[int]]:
+    """The launches of a pass and of a step, by whose layer it is."""
+    found: dict[str, list[int]] = {name: [] for name in makers}
+    works, forget = works_of(size, device, makers)
+    for each in works.values():
+        for name, work in each.items():
+            # The first pass may prepare what is kept.
+            work()
+            forget(name)
+            found[name].append(counted(work))
+    return found

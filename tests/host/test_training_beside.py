@@ -21,8 +21,10 @@ from trainable import (
     PIXELS,
     WORD_WIDTH,
     Counted,
+    by_the_node,
     by_the_sampler,
     clip_with_words,
+    frames_of,
     module,
     same,
     tiny,
@@ -220,9 +222,9 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     again = prepare(**given)
     assert (vae.calls, hearing.calls) == called and same(again["positive"], data["positive"])
 
-    clip, sizes = (host.module(f"lycoris_nodes.dataset.{one}") for one in ("clip", "sizes"))
-    whole, cut = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)), clip.Cut(0, LENGTH)
-    told: dict[str, Any] = {one: clip.pixels_of_clip(shown, cut, rate, whole) for one in row.controls}
+    clip = host.module("lycoris_nodes.dataset.clip")
+    cut = clip.Cut(0, LENGTH)
+    told: dict[str, Any] = {one: frames_of(host, shown, rate, LENGTH) for one in row.controls}
     if row.reference:
         told[row.reference] = torch.cat([pixels(still) for still in stills])
     if row.way == "Bernini":
@@ -239,17 +241,8 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
         audio = {"waveform": clip.sound_of(path, cut, rate, 44100), "sample_rate": 44100}
         told["audio_encoder_output"], _ = host.run("WanDancerEncodeAudio", LENGTH, 1.0, audio)
     if row.first:
-        told[row.first] = clip.pixels_of_clip(path, clip.Cut(0, 1), rate, whole)
-    node = host.nodes.NODE_CLASS_MAPPINGS[row.node]
-    known = {
-        one.id: one.default for one in node.GET_SCHEMA().inputs if getattr(one, "default", None) is not None
-    }
-    size = {"width": PIXELS, "height": PIXELS, "length": LENGTH} | (
-        {"batch_size": 1} if "batch_size" in known else {}
-    )
-    text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
-    with torch.inference_mode():
-        made = host.run(row.node, **{**known, **size, **told}, positive=text, negative=text, vae=vae.vae)
+        told[row.first] = frames_of(host, path, rate, 1)
+    made = by_the_node(host, row.node, length=LENGTH, vae=vae.vae, **told)
     latent = next(one for one in made if isinstance(one, dict))
     compare_and_train(host, model, data, made[0], latent, {"frame_rate": rate}, tmp_path)
 
@@ -486,25 +479,15 @@ def test_a_text_is_encoded_with_the_frames_and_references_of_its_clip(
         still = drawing(folder / "a_reference.png", "green", (96, 64))
         shown = film(folder / "a_control.mp4", 25, 24)
     data = minimax(clip=clip, first_frames="first" if what == "references" else what)
-    reading, whole = (
-        host.module("lycoris_nodes.dataset.clip"),
-        host.module("lycoris_nodes.dataset.sizes").middle((PIXELS, PIXELS), (PIXELS, PIXELS)),
-    )
-
-    def frames(path: Path, start: int, count: int) -> Tensor:
-        return reading.pixels_of_clip(path, reading.Cut(start, count), 24, whole)
-
-    size = {"clip": clip, "vae": data["vae"], "prompt": "qwx", "length": 22}
-    size |= {"width": PIXELS, "height": PIXELS}
-    with torch.inference_mode():
-        if what == "references":
-            given = {"ref_image_0": pixels(still)}, {"ref_video_0": frames(shown, 0, 22)}
-            inputs = {**dict(zip(("ref_images", "ref_videos"), given, strict=True)), "audio_vae": None}
-            made = host.run("MiniMaxH3ReferenceToVideo", **size, **inputs)
-        else:
-            ends = {"first_frame": frames(folder / "a.mkv", 0, 1)}
-            ends |= {"last_frame": frames(folder / "a.mkv", 21, 1)} if what != "first" else {}
-            made = host.run("MiniMaxH3ImageToVideo", **size, **ends)
+    given: dict[str, Any] = {"clip": clip, "vae": data["vae"], "prompt": "qwx", "length": 22}
+    if what == "references":
+        given |= {"ref_images": {"ref_image_0": pixels(still)}, "audio_vae": None}
+        given |= {"ref_videos": {"ref_video_0": frames_of(host, shown, 24, 22)}}
+        made = by_the_node(host, "MiniMaxH3ReferenceToVideo", **given)
+    else:
+        given |= {"first_frame": frames_of(host, folder / "a.mkv", 24, 1)}
+        given |= {"last_frame": frames_of(host, folder / "a.mkv", 24, 1, 21)} if what != "first" else {}
+        made = by_the_node(host, "MiniMaxH3ImageToVideo", **given)
     assert same(told[-1], told[-2])
     model = data["model"].model
     assert "MiniMaxH3ImageToVideo makes" in data["report"]
@@ -604,17 +587,14 @@ def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
     again = prepare(**given, first_frames=ends)
     assert vae.calls == called and same(again["positive"], data["positive"])
 
-    clip, sizes = (host.module(f"lycoris_nodes.dataset.{one}") for one in ("clip", "sizes"))
-    whole = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS))
-    frames, controls = (clip.pixels_of_clip(one, clip.Cut(0, 17), 25, whole) for one in (path, shown))
-    text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
-    size = {"width": PIXELS, "height": PIXELS, "length": 17, "batch_size": 1}
+    frames, controls = (frames_of(host, one, 25, 17) for one in (path, shown))
+    if ends == "none":
+        text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
+        made = text, text, *by_the_node(host, "EmptyLTXVLatentVideo", length=17)
+    else:
+        made = by_the_node(host, "LTXVImgToVideo", image=frames[:1], vae=vae, length=17, strength=1.0)
+    guides = [(frames[-1:], -1)] if ends == "first and last" else []
     with torch.inference_mode():
-        if ends == "none":
-            made = text, text, *host.run("EmptyLTXVLatentVideo", **size)
-        else:
-            made = host.run("LTXVImgToVideo", text, text, frames[:1], vae, **size, strength=1.0)
-        guides = [(frames[-1:], -1)] if ends == "first and last" else []
         for image, place in (*guides, (controls, 0), (pixels(still), 0)):
             made = host.run("LTXVAddGuide", *made[:2], vae, made[2], image, place, 1.0)
     own, wanted = data["latents"][0], made[2]

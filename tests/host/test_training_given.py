@@ -14,7 +14,7 @@ import pytest
 import torch
 from hosting import Host, patcher
 from torch import Tensor
-from trainable import by_the_sampler, module, same, tiny, trained_into_an_exact_file
+from trainable import by_the_sampler, in_a_step, module, same, tiny, trained_into_an_exact_file
 
 from tests.harness.inputs import FURTHER, INPUTS
 from tests.harness.zoo import SPECIES
@@ -662,12 +662,11 @@ def test_the_hosts_node_puts_the_first_frame_into_the_latent(
 
 @pytest.mark.parametrize("architecture", IN_THE_LATENT)
 def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
-    host: Host, architecture: str, monkeypatch: pytest.MonkeyPatch
+    host: Host, architecture: str
 ) -> None:
     from comfy.nested_tensor import NestedTensor
-    from comfy.utils import unpack_latents
 
-    training, model = module(host, ""), tiny_of_pictures(architecture)
+    model = tiny_of_pictures(architecture)
     video = drawn(1, model.latent_format.latent_channels, FRAMES, 8, 8, seed=9)
     mask = torch.ones(1, 1, FRAMES, 1, 1)
     mask[:, :, [0, -1]] = 0
@@ -677,30 +676,10 @@ def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
         latent, parts = NestedTensor([video, sound]), [mask, torch.ones_like(sound)]
         noise_mask = NestedTensor(parts)
     text = conditioning(model, architecture, guiding_frame_index=0)
-    usual = training.trained_family(model).guidance
+    usual = module(host, "").trained_family(model).guidance
     if usual is not None:
         text[0][1]["guidance"] = usual
-    held = training.latent_of(model, latent, torch.device("cpu"), parts)
-    torch.manual_seed(4)
-    torch.rand(1)
-    noise: Any = torch.randn(held.values.shape)
-    if architecture == "LTX-2":
-        noise = NestedTensor(unpack_latents(noise, held.shapes))
-    wanted = by_the_sampler(model, text, latent, noise=noise, noise_mask=noise_mask, denoise=0.5)
-    found: dict[str, Any] = {}
-
-    def noted(x: Tensor, sigma: Tensor, transformer_options: Any, **conds: Any) -> Tensor:
-        found.update(x=x, sigma=sigma, **conds)
-        # Right where it is learned, and far off where the frame is given.
-        return held.values + 1000 * (1 - held.noise_mask)
-
-    monkeypatch.setattr(module(host, "loss"), "sigma_at", lambda sampling, time: wanted["sigma"].clone())
-    with training.opened(patcher(model)) as session:
-        caption = training.caption_of(model, text, held)
-        model.apply_model = noted
-        torch.manual_seed(4)
-        loss = training.DiffusionLoss(session=session, times=training.Times())
-        assert float(loss(session.network, [training.Sample(held, caption)])) == 0
+    wanted, found = in_a_step(host, model, text, latent, parts, noise_mask=noise_mask, denoise=0.5)
     assert found.keys() == wanted.keys() and found.keys() & {
         "denoise_mask",
         "c_concat",

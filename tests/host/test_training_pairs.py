@@ -18,7 +18,19 @@ import torch
 from hosting import Host, Patched, patcher
 from PIL import Image
 from torch import Tensor
-from trainable import PIXELS, WORD_WIDTH, Counted, clip_with_words, encoded, same, tiny, train, vision_model
+from trainable import (
+    PIXELS,
+    WORD_WIDTH,
+    Counted,
+    by_the_node,
+    clip_with_words,
+    encoded,
+    frames_of,
+    same,
+    tiny,
+    train,
+    vision_model,
+)
 
 pytestmark = pytest.mark.host
 
@@ -484,9 +496,8 @@ def test_frames_of_a_folder_are_its_pictures_by_their_numbers(host: Host, tmp_pa
     # A frame that is cut off is named, although its header is whole.
     damaged = tmp_path / names[1]
     damaged.write_bytes(damaged.read_bytes()[:-40])
-    whole = host.module("lycoris_nodes.dataset.sizes").middle((PIXELS, PIXELS), (PIXELS, PIXELS))
     with pytest.raises(host.ops.TrainError, match=r"2\.png: the picture cannot be read"):
-        clip.pixels_of_clip(tmp_path, clip.Cut(0, 3), RATE, whole)
+        frames_of(host, tmp_path, RATE, 3)
 
 
 def test_cuts_are_evenly_spaced_and_of_the_lengths_that_a_vae_takes(host: Host) -> None:
@@ -563,10 +574,9 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
 ) -> None:
     path = film(folder / "a.mp4", 12, RATE)
     vae, model = Counted(16, video=True), wan("Wan 2.1 i2v", in_dim=36)
-    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
-    frames = clip.pixels_of_clip(path, clip.Cut(0, 9), RATE, sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)))
+    frames = frames_of(host, path, RATE, 9)
     given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9}
-    ends: dict[str, Tensor] = {"start_image": frames[:1]}
+    ends: dict[str, Any] = {"start_image": frames[:1], "length": 9, "vae": vae.vae}
     vision = vision_model(tmp_path, 2)
     with torch.inference_mode():
         first, last = (vision.encode_image(one, crop=False) for one in (frames[:1], frames[-1:]))
@@ -577,17 +587,13 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
     nodes = {"first": "WanImageToVideo", "first and last": "WanFirstLastFrameToVideo"}
     for (which, node), looks in zip(nodes.items(), seen, strict=True):
         data = prepare(**given, first_frames=which)
-        with torch.inference_mode():
-            text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
-            size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
-            made = host.run(node, positive=text, negative=text, vae=vae.vae, **size, **ends)
+        made = by_the_node(host, node, **ends)
         wanted, found = made[0][0][1], data["positive"][0][0][1]
         for name in ("concat_latent_image", "concat_mask"):
             assert torch.equal(found[name], wanted[name])
         assert f"the model is also given what {node} makes\n" in data["report"]
         # A CLIP vision model may see the frames too.
-        with torch.inference_mode():
-            made = host.run(node, positive=text, negative=text, vae=vae.vae, **size, **ends, **looks)
+        made = by_the_node(host, node, **ends, **looks)
         for _ in range(2):
             found = prepare(**given, first_frames=which, clip_vision=vision)
             states = found["positive"][0][0][1]["clip_vision_output"].penultimate_hidden_states
@@ -608,15 +614,12 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
     # Only the class of the configuration tells the model of videos from that of pictures.
     made.model_config.__class__ = importlib.import_module("comfy.supported_models").CosmosI2VPredict2
     vae, model = Counted(16, video=True), patcher(made)
-    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
-    frames = clip.pixels_of_clip(path, clip.Cut(0, 9), RATE, sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)))
+    frames = frames_of(host, path, RATE, 9)
     given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9}
     plain, _ = prepare(**given, first_frames="none")["latents"]
     data = prepare(**given, first_frames="first and last")
-    with torch.inference_mode():
-        size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
-        ends = {"start_image": frames[:1], "end_image": frames[-1:]}
-        (wanted,) = host.run("CosmosPredict2ImageToVideoLatent", vae=vae.vae, **size, **ends)
+    ends = {"start_image": frames[:1], "end_image": frames[-1:], "length": 9, "vae": vae.vae}
+    (wanted,) = by_the_node(host, "CosmosPredict2ImageToVideoLatent", **ends)
     (found, still), shown = data["latents"], wanted["noise_mask"] == 0
     assert torch.equal(found["noise_mask"], wanted["noise_mask"])
     assert torch.equal(found["samples"] * shown, wanted["samples"] * shown)

@@ -17,7 +17,7 @@ from hosting import Host, Patched, patcher
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from trainable import CPU, PIXELS, WORD_WIDTH, Counted, by_the_sampler, module, same, tiny, train
+from trainable import CPU, PIXELS, WORD_WIDTH, Counted, in_a_step, module, same, tiny, train
 
 pytestmark = pytest.mark.host
 
@@ -168,29 +168,7 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
         prepare(**given, audio_vae=given["vae"])
 
     # What the model is called with is bitwise what the sampler calls it with.
-    training, model = module(host, ""), given["model"].model
-    held = training.latent_of(model, loud["samples"], CPU)
-    torch.manual_seed(4)
-    torch.rand(1)
-    noise = torch.randn(held.values.shape)
-    from comfy.nested_tensor import NestedTensor
-    from comfy.utils import unpack_latents
-
-    parts = NestedTensor(unpack_latents(noise, held.shapes))
-    wanted = by_the_sampler(model, data["positive"][0], loud["samples"], noise=parts)
-    found: dict[str, Any] = {}
-    with training.opened(given["model"]) as session, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module(host, "loss"), "sigma_at", lambda sampling, time: wanted["sigma"].clone())
-        caption = training.caption_of(model, data["positive"][0], held)
-
-        def noted(x: Tensor, sigma: Tensor, transformer_options: Any, **conds: Any) -> Tensor:
-            found.update(x=x, sigma=sigma, **conds)
-            return held.values
-
-        patch.setattr(model, "apply_model", noted, raising=False)
-        torch.manual_seed(4)
-        loss = training.DiffusionLoss(session=session, times=training.Times())
-        assert float(loss(session.network, [training.Sample(held, caption)])) == 0
+    wanted, found = in_a_step(host, given["model"].model, data["positive"][0], loud["samples"])
     assert found.keys() == wanted.keys() and found["frame_rate"] == RATE
     assert [key for key in wanted if not same(found[key], wanted[key])] == []
 

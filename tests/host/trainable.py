@@ -167,6 +167,61 @@ def by_the_sampler(model: Any, given: list[Any], latent: Any, **more: Any) -> di
     return {name: value for name, value in seen[0].items() if name not in ("transformer_options", "control")}
 
 
+def in_a_step(
+    host: Host, model: Any, given: list[Any], latent: Any, parts: Any = None, **more: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the model is called with by the sampler and in a training step, at the same noise and sigma.
+
+    parts: masks of the latent's parts; where they are 0 the latent is given. There the model is far off, and
+    right elsewhere: its loss must be 0.
+    """
+    from comfy.nested_tensor import NestedTensor
+    from comfy.utils import unpack_latents
+
+    training = module(host, "")
+    held = training.latent_of(model, latent, CPU, parts)
+    torch.manual_seed(4)
+    torch.rand(1)
+    noise: Any = torch.randn(held.values.shape)
+    if getattr(latent, "is_nested", False):
+        noise = NestedTensor(unpack_latents(noise, held.shapes))
+    wanted, found = by_the_sampler(model, given, latent, noise=noise, **more), dict[str, Any]()
+
+    def noted(x: Tensor, sigma: Tensor, transformer_options: Any, **conds: Any) -> Tensor:
+        found.update(x=x, sigma=sigma, **conds)
+        return held.values if held.noise_mask is None else held.values + 1000 * (1 - held.noise_mask)
+
+    with training.opened(patcher(model)) as session, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module(host, "loss"), "sigma_at", lambda sampling, time: wanted["sigma"].clone())
+        caption = training.caption_of(model, given, held)
+        patch.setattr(model, "apply_model", noted, raising=False)
+        torch.manual_seed(4)
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        assert float(loss(session.network, [training.Sample(held, caption)])) == 0
+    return wanted, found
+
+
+def by_the_node(host: Host, name: str, **inputs: Any) -> Any:
+    """What a node of the host makes of clips or pictures as large as the tests', beside an empty text.
+
+    Inputs that are not given have their defaults.
+    """
+    text, size = [[torch.zeros(1, 5, WORD_WIDTH), {}]], {"width": PIXELS, "height": PIXELS, "batch_size": 1}
+    node = host.nodes.NODE_CLASS_MAPPINGS[name]
+    known = {one.id: getattr(one, "default", None) for one in node.GET_SCHEMA().inputs}
+    usual = {key: one for key, one in known.items() if one is not None}
+    usual |= {key: one for key, one in {**size, "positive": text, "negative": text}.items() if key in known}
+    with torch.inference_mode():
+        return host.run(name, **{**usual, **inputs})
+
+
+def frames_of(host: Host, path: Path, rate: float, count: int, start: int = 0) -> Tensor:
+    """Frames of a clip as Training Pictures takes them."""
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    whole = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS))
+    return clip.pixels_of_clip(path, clip.Cut(start, count), rate, whole)
+
+
 CHANNELS, SIDE, WORDS, WIDTH = 4, 8, 5, 24
 """Sizes of the latents and captions of the smallest UNet."""
 

@@ -15,7 +15,7 @@ import torch
 from layers import rand
 from models import flux
 from torch import Tensor
-from written import changes, read
+from written import changes, close, read
 
 import lycoris_ops as lyc
 
@@ -25,11 +25,6 @@ FLUX = flux(24)
 def pair(out: int, inputs: int, rank: int, up: str, down: str) -> dict[str, Tensor]:
     """The factors of a LoRA under these two keys."""
     return {up: rand(out, rank), down: rand(rank, inputs)}
-
-
-def close(found: Tensor, wanted: Tensor) -> None:
-    """Assert that a change is the wanted one, up to the rounding of float32 factors."""
-    torch.testing.assert_close(found, wanted.double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +16,7 @@ from lycoris_ops.maths import scaling
 from lycoris_ops.maths.dora import learned_extra
 from lycoris_ops.maths.rotations import series, skew_symmetric
 from lycoris_ops.maths.scaling import scaled
-from tests.harness.launches import Launches
+from tests.harness.launches import launches_of
 
 
 @pytest.mark.parametrize("form", ["auto", "bypass"])
@@ -40,31 +39,14 @@ from tests.harness.launches import Launches
 def test_a_step_launches_no_more_than_with_peft(
     options: dict[str, Any], forward: int, step: int, form: str
 ) -> None:
-    base = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
-    x, gradient = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
+    def adapted(base: nn.Module) -> list[nn.Parameter]:
+        return list(lyc.create_lycoris(base, form=form, seed=0, **options).apply_to().parameters())
 
-    def counted(run: Callable[[], object]) -> int:
-        x.grad = None
-        for parameter in network.parameters():
-            parameter.grad = None
-        run()
-        x.grad = None
-        for parameter in network.parameters():
-            parameter.grad = None
-        with Launches() as launches:
-            run()
-        return len(launches.names)
-
-    def once() -> Tensor:
-        with torch.no_grad():
-            return base(x)
-
-    network = lyc.create_lycoris(base, form=form, seed=0, **options)
+    launches = launches_of(64, "cpu", {"module": lambda base: [], "layer": adapted})
     # The module alone: one product forward, and one for the gradient of the input.
-    assert (counted(once), counted(lambda: base(x).backward(gradient))) == (1, 2)
-    network.apply_to()
-    assert counted(once) - 1 <= forward
-    assert counted(lambda: base(x).backward(gradient)) - 2 <= step
+    assert launches["module"] == [1, 2]
+    assert launches["layer"][0] - 1 <= forward
+    assert launches["layer"][1] - 2 <= step
 
 
 @pytest.mark.parametrize(

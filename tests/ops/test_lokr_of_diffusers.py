@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from written import adapter as adapter_of
 from written import changes as weight_changes
+from written import close
 
 import lycoris_ops as lyc
 from lycoris_ops.names.layouts import Layers
@@ -189,12 +190,6 @@ def applied(adapter: lyc.Adapter, model: Model) -> dict[str, Tensor]:
     return {key.removeprefix("diffusion_model.").removesuffix(".weight"): t for key, t in found.items()}
 
 
-def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, change in wanted.items():
-        torch.testing.assert_close(found[name], change, rtol=1e-6, atol=1e-6)
-
-
 FUSED = (
     *("transformer_blocks.0.attn.to_qkv", "transformer_blocks.0.attn.to_added_qkv"),
     *("x_embedder", "norm_out.linear", "single_transformer_blocks.0.attn.to_qkv_mlp_proj"),
@@ -227,8 +222,8 @@ def test_diffusers_loads_what_is_written(
     file = written(adapter, model, tmp_path)
     found = loaded(model, file.path if told else load_file(file.path))
     assert found.keys() == set(names)
-    assert_same(on_the_host(model, found), wanted)
-    assert_same(applied(file, model), wanted)
+    close(on_the_host(model, found), wanted)
+    close(applied(file, model), wanted)
 
 
 @pytest.mark.parametrize("model", [FLUX_2, Z_IMAGE], ids=["Flux 2", "Z-Image"])
@@ -268,7 +263,7 @@ def test_a_scale_is_multiplied_into_w1_which_may_become_float32(tmp_path: Path, 
     assert not any(key.endswith("alpha") for key in tensors)
     wide = {key for key, tensor in tensors.items() if tensor.dtype != dtype}
     assert wide == {"transformer.layers.0.attention.to_q.lokr_w1"}
-    assert_same(loaded(Z_IMAGE, result.path), {name: product(tensors) for name, tensors in made.items()})
+    close(loaded(Z_IMAGE, result.path), {name: product(tensors) for name, tensors in made.items()})
     narrow = written(adapter, Z_IMAGE, tmp_path, dtype=dtype)
     assert {tensor.dtype for tensor in load_file(narrow.path).values()} == {dtype}
 
@@ -282,7 +277,7 @@ def test_a_fused_layer_of_z_image_is_split_where_its_parts_are_products(tmp_path
     )
     found = loaded(Z_IMAGE, file.path)
     assert found.keys() == {f"layers.0.attention.to_{part}" for part in "qkv"}
-    assert_same(on_the_host(Z_IMAGE, found), {"layers.0.attention.qkv": product(tensors)})
+    close(on_the_host(Z_IMAGE, found), {"layers.0.attention.qkv": product(tensors)})
 
 
 LOW = factors((W, W), "low")
@@ -398,4 +393,4 @@ def test_what_diffusers_saves_is_read(
     for folder in ("model", "pipeline"):
         adapter = lyc.load_adapter(tmp_path / folder / "pytorch_lora_weights.safetensors")
         assert not adapter.unused_keys
-        assert_same(applied(adapter, model), on_the_host(model, found))
+        close(applied(adapter, model), on_the_host(model, found))

@@ -6,7 +6,6 @@ The reference is the file without the peculiarity, diffusers' own conversion of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from diffusers.loaders import lora_conversion_utils as loras
 from layers import loha, lokr, lora, rand
 from models import flux, unet
 from torch import Tensor
-from written import changes, read, resolved
+from written import changes, close, read, resolved
 
 import lycoris_ops as lyc
 from lycoris_ops.names.relation import Relation
@@ -23,12 +22,6 @@ from lycoris_ops.names.targets import Targets
 
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
-
-
-def close(found: Tensors, wanted: Mapping[str, Tensor], tolerance: float = 1e-6) -> None:
-    assert found.keys() == wanted.keys()
-    for key, value in found.items():
-        torch.testing.assert_close(value, wanted[key].double(), rtol=tolerance, atol=tolerance)
 
 
 WAN: Shapes = {
@@ -398,6 +391,4 @@ def test_onetrainers_lokr_with_a_magnitude_of_the_outputs(tmp_path: Path, suffix
     weight = torch.randn(shape, dtype=torch.float64)
     moved = weight + delta
     wanted = magnitude.double()[:, None] * moved / moved.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        weight + adapter.layers["transformer.a"].delta(weight), wanted, rtol=1e-6, atol=1e-6
-    )
+    close(weight + adapter.layers["transformer.a"].delta(weight), wanted)

@@ -59,6 +59,14 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
+def close(
+    found: Tensor | Mapping[str, Tensor], wanted: Tensor | Mapping[str, Tensor], tolerance: float = 1e-6
+) -> None:
+    """Assert that changes in float64 are the wanted ones, up to the rounding of float32 factors."""
+    wanted = wanted.double() if isinstance(wanted, Tensor) else {key: t.double() for key, t in wanted.items()}
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
 def resolved(found: lyc.Adapter, model: Shapes) -> lyc.Resolution:
     return lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
 
