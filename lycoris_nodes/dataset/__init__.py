@@ -1,6 +1,7 @@
-"""Turn a folder of pictures and clips into training data: each is found, sized, encoded once and kept.
+"""Turn a folder of pictures and clips into training data, in four steps with a value between each.
 
-`folder.py` finds them with their captions, masks and references, `texts.py`, `picture.py` and `clip.py` read
-them, `sizes.py` says in which size each is trained, `kept.py` keeps what was encoded, and `prepare.py` puts
-these together.
+`folder.py` finds them with their captions, masks and references (`Found`), `plan.py` says in which sizes,
+cuts and texts each is learned (`Planned`), `encode.py` encodes that once (`Encoded`, kept by its `CacheKey`
+in `kept.py`), and `report.py` says it in words. `prepare.py` puts these together. `texts.py`, `lists.py`,
+`picture.py` and `clip.py` read files, and `sizes.py` has the sizes.
 """

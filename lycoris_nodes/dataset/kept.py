@@ -92,9 +92,9 @@ class Kept:
         return size
 
 
-def key_of(*values: Any) -> str:
-    """A key of texts, numbers and lists of these."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:40]
+def key_of(*values: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """A key of texts, numbers and lists of these, and of what `default` makes such values of."""
+    return hashlib.sha256(json.dumps(values, default=default).encode()).hexdigest()[:40]
 
 
 def identity_of(weights: Mapping[str, Tensor], *settings: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,8 @@ UNREADABLE = (
 """What Pillow raises for damaged files and for files that are not pictures."""
 SMALL = 128
 """The longest side of a small picture in pixels."""
+GAP = 4
+"""The pixels between small pictures."""
 NEAR = 0.02
 """How far a mask's proportions may differ from its picture's, to allow for rounding."""
 
@@ -108,6 +110,19 @@ def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
         picture = picture.copy()
     picture.thumbnail((SMALL, SMALL))
     return torch.from_numpy(np.array(picture))
+
+
+def row(pictures: Sequence[Tensor]) -> Tensor:
+    """Small pictures (h, w, 3) of bytes in one row."""
+    if len(pictures) == 1:
+        return pictures[0]
+    height = max(len(picture) for picture in pictures)
+    width = sum(picture.shape[1] for picture in pictures) + GAP * (len(pictures) - 1)
+    joined, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
+    for small_picture in pictures:
+        joined[: small_picture.shape[0], left : left + small_picture.shape[1]] = small_picture
+        left += small_picture.shape[1] + GAP
+    return joined
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

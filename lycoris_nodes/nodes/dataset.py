@@ -12,7 +12,8 @@ import torch
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
-from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
+from ..dataset.plan import Encoder, PictureSettings, Shown
+from ..dataset.prepare import PreparedPicture, prepared
 from ..dataset.sizes import step_of
 from ..host.families import WAYS
 from ..host.families.family import Family

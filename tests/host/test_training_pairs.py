@@ -555,7 +555,7 @@ def test_clips_are_trained_with_pictures(
     left = "clips, which this model does not learn: 4 (long.mp4, short.gif, walk.frames and 1 more)"
     assert len(still["latents"]) == 1 and left in still["report"] and "left out" not in still["report"]
     # One that is gone when its frames are to be read.
-    made = host.module("lycoris_nodes.dataset.prepare")
+    made = host.module("lycoris_nodes.dataset.plan")
     facts_of = made.facts_of
 
     def gone(path: Path, rate: float) -> Any:
