@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ....lycoris_ops import Entry, Stack, curves_picture, load_adapter
-from ...host.files import file_tensors, shown_path, workflow_metadata
+from ...host.files import file_tensors, shown_path
 from ...host.page import asking_page, io, picture_tensor, tell_page
 from ...schema.report import with_report
 from .live import running
@@ -47,10 +47,10 @@ def trained(
         tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, finished), text]))
 
     try:
-        with jobs_of(asked, hidden) as (jobs, data):
+        with jobs_of(asked, hidden) as jobs:
             experts += [job.asked.expert for job in jobs] if len(jobs) == 2 else [""]
             for job in jobs:
-                finished.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
+                finished.append(train(job, tell, rescued, data_of, passes))
                 if len(finished) < len(jobs):
                     rescued("Run with the same settings trains the low-noise expert.")
     finally:

@@ -10,6 +10,7 @@ from ....lycoris_ops import TrainError
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, Expert, expert_of
 from ...host.families import family_of
+from ...host.files import workflow_metadata
 from ...schema.inputs import AS_FAMILY
 from .experts import ALL, named_for, trained_expert
 from .run import Job, sketches_of_data
@@ -21,9 +22,8 @@ LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
 
 
 @contextmanager
-def jobs_of(asked: Asked, hidden: Any) -> Generator[tuple[list[Job], dict[str, Any]]]:
-    """The trainings that are asked for, with their folders claimed, and sketches of their data. There are two
-    if both experts are linked.
+def jobs_of(asked: Asked, hidden: Any) -> Generator[list[Job]]:
+    """The trainings that are asked for, with their folders claimed; two if both experts are linked.
 
     Raises TrainError where the two models are not the experts of one model, and whatever `runs_of` raises.
     """
@@ -39,10 +39,13 @@ def jobs_of(asked: Asked, hidden: Any) -> Generator[tuple[list[Job], dict[str, A
             )
             for expert, link in LINKS.items()
         ]
-    data = sketches_of_data(asked)
+    data, metadata = sketches_of_data(asked), workflow_metadata(hidden)
     keys = [key_of(each) for each, _ in asked_for]
     with claimed_runs(lambda: runs_of(keys, data, resume=asked.resume, checkpoint=asked.resume_from)) as runs:
-        yield [Job(each, run, because) for (each, because), run in zip(asked_for, runs, strict=True)], data
+        yield [
+            Job(each, run, because, data, metadata)
+            for (each, because), run in zip(asked_for, runs, strict=True)
+        ]
 
 
 def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:

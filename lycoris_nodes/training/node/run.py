@@ -16,6 +16,7 @@ from ....lycoris_ops import (
     LycorisNetwork,
     MatchError,
     Race,
+    Searched,
     Sketch,
     StepReport,
     TrainError,
@@ -70,6 +71,7 @@ from .settings import (
     Asked,
     parts_of,
     rate_of,
+    schedule_of,
     settings_of,
     start_of,
     text_rate_of,
@@ -124,6 +126,10 @@ class Job:
     """Where it begins or resumes."""
     because: str
     """Why the model is trained as this expert, see `trained_expert`."""
+    data: Mapping[str, Sequence[Sketch]]
+    """The `sketches_of_data`."""
+    metadata: Mapping[str, str]
+    """Of the file."""
 
 
 DataOf = Callable[[Asked, Session, "TextEncoder | None", Live], list[Sample]]
@@ -151,10 +157,37 @@ def sketches_of_data(asked: Asked) -> dict[str, list[Sketch]]:
     return sketches_of(**{name: getattr(asked, name, ()) for name in SAMPLED})
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The open model, the samples in its form, and their loss."""
+
+    session: Session
+    encoder: TextEncoder | None
+    family: Family
+    loss: DiffusionLoss
+    samples: list[Sample]
+    prior: list[Sample]
+    """For regularisation."""
+    held: list[Sample]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """What is trained, and how."""
+
+    network: LycorisNetwork
+    options: TrainOptions
+    text_rate: float | None
+    """The rate of the text encoders, as a share of the model's."""
+    searched: Searched
+    apart: int
+    """How many samples judged the search alone."""
+    previews: Previews
+
+
 def train(
     job: Job,
-    data: Mapping[str, Sequence[Sketch]],
-    metadata: Mapping[str, str],
     tell: Callable[[dict[str, Any]], None],
     rescued: Callable[[str], None],
     data_of: DataOf,
@@ -162,7 +195,7 @@ def train(
 ) -> FinishedTraining:
     """Train as asked, or resume the stopped training.
 
-    `data` are the `sketches_of_data`. `data_of` makes the samples; a batch of them takes the memory of
+    `data_of` makes the samples; a batch of them takes the memory of
     `passes` passes of the model.
 
     `tell` gets the progress, see `Live`. `rescued` gets a text on what was saved when an exception or the
@@ -171,21 +204,13 @@ def train(
     Raises LycorisError for what cannot be trained, before the first step.
     """
     asked, run = job.asked, job.run
-    settings = settings_of(asked)
-    changed = differences(run.state.settings, settings) if run.state else []
-    output = run.output
+    arguments, sampled = arguments_of(asked.optimiser_args), sampled_as(asked.sample_settings)
     live = Live(tell, asked.steps)
     live.folder = run.folder
     live.other = run.other.run.output.stem if run.other else ""
     if run.state:
         live.resumed, live.history = run.state.step, run.state.history()
     live.stage("loading", 0, 0)
-
-    def kept(path: Path, steps: int) -> None:
-        rescued(rescue_in_words(path, steps, asked.steps, chosen=bool(asked.resume_from)))
-
-    arguments = arguments_of(asked.optimiser_args)
-    sampled = sampled_as(asked.sample_settings)
     advice = memory_advice(
         checkpointed=is_checkpointed(asked.model, asked.checkpointing),
         batch_size=asked.batch_size,
@@ -194,166 +219,200 @@ def train(
         optimiser=asked.optimiser,
     )
     with within_memory(*advice), _opened(asked, passes) as (session, encoder):
-        family = trained_family(session.model)
-        loss = DiffusionLoss(
-            session=session,
-            times=times_of(asked, family),
-            weighting=asked.weighting,
-            caption_dropout=asked.caption_dropout if encoder or asked.empty_caption else 0.0,
-            noise_offset=asked.noise_offset,
-            loss_type=asked.loss_type,
-            delta=asked.huber_c,
-            masked_prior=asked.masked_prior,
-            encoder=encoder,
-        )
-        samples = data_of(asked, session, encoder, live)
-        _check_samples(asked, session, samples[0].latent.shapes)
-        knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
-        # At a weight of 0 their steps would learn nothing.
-        prior = (
-            _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
-            if asked.prior_weight
-            else []
-        )
-        # A single caption for all latents also serves the held-out ones.
-        caption = asked.positive if sum(map(len, asked.positive)) == 1 else ()
-        usual = (caption, asked.captions if len(asked.captions) == 1 else ())
-        held = _beside(asked, session, encoder, "validation", "held-out", usual)
-        epochs = epochs_of(samples, asked.batch_size, prior)
-        if asked.epochs:
-            with torch.random.fork_rng(devices=()):
-                steps = -(-len(epochs(0)) // asked.accumulation)
-            asked.steps = live.steps = asked.epochs * steps
-        network, rate, text_rate = _network(asked, family, session, encoder)
-        check_room_for(output, network, asked.keep if asked.checkpoint_every else 0)
-        halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
-        scaled = torch.float16 in halves
-        options = TrainOptions(
-            steps=asked.steps,
-            optimiser=asked.optimiser,
-            optimiser_options=arguments,
-            lr=rate,
-            lora_plus=asked.loraplus_ratio or None,
-            weight_decay=asked.weight_decay,
-            schedule=asked.schedule,
-            warmup=asked.warmup,
-            restarts=asked.restarts,
-            search=asked.search,
-            search_share=asked.search_share,
-            accumulation=asked.accumulation,
-            clip_norm=asked.max_grad_norm or None,
-            max_weight_norm=asked.max_weight_norm or None,
-            ema=asked.ema or None,
-            scaled=scaled,
-            data=data,
-            settings=settings,
-            seed=asked.seed,
-            validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,
-            saved=asked.saved,
-            checkpoint_every=asked.checkpoint_every or None,
-            keep=asked.keep,
-            output=output,
-            # The claimed folder of a new training holds no state, but perhaps what a killed one has left.
-            overwrite=run.state is None,
-            dialect=asked.dialect,
-            dtype=WRITABLE[asked.dtype],
-            # A user who wants no workflow in files wants no captions either.
-            metadata=metadata and {**metadata, **metadata_of_captions(asked.positive)},
-            bar=False,
-            picture=False,
-        )
-        race_batches, judges, apart = _race_data(samples, held, prior, asked.batch_size)
-        searched = search_network(
-            network,
-            race_batches,
-            loss,
-            options,
-            steps=asked.steps,
-            validation=judges,
-            resumed=run.state is not None,
-            told=live.raced,
-        )
-        if searched.network is not network:
-            # The session must remove it too.
-            (encoder.session if encoder else session).networks.append(searched.network)
-        network, options = searched.network, replace(searched.options, search="off")
-        previews = _previews(asked, session, encoder, network, samples, sampled, live, run.folder)
-
-        def stepped(report: StepReport) -> None:
-            live.stepped(report)
-            # The last sample comes when the file is written.
-            if report.step < asked.steps and previews.due(report.step):
-                previews.make(report.step)
-
-        def batches(epoch: int) -> list[list[Sample]]:
-            # Called for the first epoch once the network is in place.
-            if run.state and asked.resume_from and not live.has_stepped:
-                previews.forget_after(run.state.step)
-            if previews.due(0) and not live.history.losses:
-                with torch.random.fork_rng():
-                    previews.make(0)
-            return epochs(epoch)
-
-        held_out = judged(held, asked.batch_size, DRAWS)
-        with _meant(run, data), previews.of_training():
-            result = train_network(
-                network,
-                batches,
-                loss,
-                options,
-                validation=(lambda epoch: live.counted("measuring", held_out)) if held else None,
-                resume=(run.state.path if asked.resume_from else options.folder) if run.state else None,
-                progress=stepped,
-                validated=live.validated,
-                rescued=kept,
-            )
-        if result.steps == asked.steps and previews.due(asked.steps):
-            with _written(result, rescued):
-                previews.make(asked.steps)
-        paths = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
-        notes = [
-            *expert_in_words(asked.expert, loss.times, job.because),
-            *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
-            *([left_in_words(run.other, data)] if run.other else []),
-            *([f"began beside {run.beside}, which trains this name now"] if run.beside else []),
-            *guidance_in_words(
-                family,
-                [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
-            ),
-            *masks_in_words(asked.latents, asked.masks, "latents"),
-            *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
-            *(
-                ["regularisation_latents are left out, because prior_weight is 0"]
-                if asked.regularisation_latents and not asked.prior_weight
-                else []
-            ),
-            *masks_in_words(asked.validation_latents, (), "validation_latents"),
-            *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
-            *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),
-        ]
-        sought = searched_in_words(searched, apart)
-        report = paragraph(
-            [
-                *str(replace(result, **paths)).splitlines(),
-                *sought[:1],
-                *notes,
-                "to train further: raise steps and turn on resume",
-                # The box folds what follows an empty line.
-                "",
-                *sought[1:],
-                f"model: {family.name}; defaults of {family.source}",
-                f"data: {described(samples, asked.batch_size)}",
-                *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
-                *([f"held out: {described(held, asked.batch_size)}"] if held else []),
-                f"rate: {rate_in_words(options, text_rate)}",
-                f"loss: {loss_in_words(loss, masked=any(sample.mask is not None for sample in samples))}",
-                f"memory: {memory_in_words(session, scaled=scaled)}",
-                *network.report.splitlines(),
-            ]
-        )
+        prepared = _prepare(asked, session, encoder, live, data_of)
+        live.steps = prepared.steps
+        built = _build(job, prepared, arguments, sampled, live)
+        result = _loop(job, prepared, built, live, rescued)
+        report = _report(job, prepared, built, result)
     # The network is in its file, and the next one may need the memory.
     result = replace(result, searched=None)
-    return FinishedTraining(result, output.stem, report, shown(result.history, run.folder), searched.race)
+    drawn = shown(result.history, run.folder)
+    return FinishedTraining(result, run.output.stem, report, drawn, built.searched.race)
+
+
+def _prepare(
+    asked: Asked, session: Session, encoder: TextEncoder | None, live: Live, data_of: DataOf
+) -> Prepared:
+    """Bring the samples into the form of the model."""
+    family = trained_family(session.model)
+    loss = DiffusionLoss(
+        session=session,
+        times=times_of(asked, family),
+        weighting=asked.weighting,
+        caption_dropout=asked.caption_dropout if encoder or asked.empty_caption else 0.0,
+        noise_offset=asked.noise_offset,
+        loss_type=asked.loss_type,
+        delta=asked.huber_c,
+        masked_prior=asked.masked_prior,
+        encoder=encoder,
+    )
+    samples = data_of(asked, session, encoder, live)
+    _check_samples(asked, session, samples[0].latent.shapes)
+    knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
+    # At a weight of 0 their steps would learn nothing.
+    prior = (
+        _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
+        if asked.prior_weight
+        else []
+    )
+    # A single caption for all latents also serves the held-out ones.
+    caption = asked.positive if sum(map(len, asked.positive)) == 1 else ()
+    usual = (caption, asked.captions if len(asked.captions) == 1 else ())
+    held = _beside(asked, session, encoder, "validation", "held-out", usual)
+    steps = asked.steps
+    if asked.epochs:
+        with torch.random.fork_rng(devices=()):
+            batches = epochs_of(samples, asked.batch_size, prior)(0)
+        steps = asked.epochs * -(-len(batches) // asked.accumulation)
+    return Prepared(session, encoder, family, loss, samples, prior, held, steps)
+
+
+def _build(
+    job: Job, prepared: Prepared, arguments: Mapping[str, Any], sampled: Sequence[Sampling], live: Live
+) -> Built:
+    """Make the network and the options of its training, or choose both by a search."""
+    asked, run, steps = job.asked, job.run, prepared.steps
+    session, encoder, held = prepared.session, prepared.encoder, prepared.held
+    network, rate, text_rate = _network(asked, prepared.family, session, encoder)
+    halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
+    check_room_for(run.output, network, asked.keep if asked.checkpoint_every else 0)
+    options = TrainOptions(
+        steps=steps,
+        optimiser=asked.optimiser,
+        optimiser_options=arguments,
+        lr=rate,
+        lora_plus=asked.loraplus_ratio or None,
+        weight_decay=asked.weight_decay,
+        schedule=schedule_of(asked),
+        warmup=asked.warmup,
+        restarts=asked.restarts,
+        search=asked.search,
+        search_share=asked.search_share,
+        accumulation=asked.accumulation,
+        clip_norm=asked.max_grad_norm or None,
+        max_weight_norm=asked.max_weight_norm or None,
+        ema=asked.ema or None,
+        scaled=torch.float16 in halves,
+        data=job.data,
+        settings=settings_of(asked),
+        seed=asked.seed,
+        validate_every=(asked.validate_every or max(1, steps // 10)) if held else None,
+        saved=asked.saved,
+        checkpoint_every=asked.checkpoint_every or None,
+        keep=asked.keep,
+        output=run.output,
+        # The claimed folder of a new training holds no state, but perhaps what a killed one has left.
+        overwrite=run.state is None,
+        dialect=asked.dialect,
+        dtype=WRITABLE[asked.dtype],
+        # A user who wants no workflow in files wants no captions either.
+        metadata=job.metadata and {**job.metadata, **metadata_of_captions(asked.positive)},
+        bar=False,
+        picture=False,
+    )
+    race_batches, judges, apart = _race_data(prepared.samples, held, prepared.prior, asked.batch_size)
+    searched = search_network(
+        network,
+        race_batches,
+        prepared.loss,
+        options,
+        steps=steps,
+        validation=judges,
+        resumed=run.state is not None,
+        told=live.raced,
+    )
+    if searched.network is not network:
+        # The session must remove it too.
+        (encoder.session if encoder else session).networks.append(searched.network)
+    options = replace(searched.options, search="off")
+    previews = _previews(asked, prepared, searched.network, sampled, live, run.folder)
+    return Built(searched.network, options, text_rate, searched, apart, previews)
+
+
+def _loop(
+    job: Job, prepared: Prepared, built: Built, live: Live, rescued: Callable[[str], None]
+) -> TrainResult:
+    """Train the network, and draw its samples meanwhile."""
+    asked, run, steps, previews = job.asked, job.run, prepared.steps, built.previews
+    epochs = epochs_of(prepared.samples, asked.batch_size, prepared.prior)
+
+    def kept(path: Path, done: int) -> None:
+        rescued(rescue_in_words(path, done, steps, chosen=bool(asked.resume_from)))
+
+    def stepped(report: StepReport) -> None:
+        live.stepped(report)
+        # The last sample comes when the file is written.
+        if report.step < steps and previews.due(report.step):
+            previews.make(report.step)
+
+    def batches(epoch: int) -> list[list[Sample]]:
+        # Called for the first epoch once the network is in place.
+        if run.state and asked.resume_from and not live.has_stepped:
+            previews.forget_after(run.state.step)
+        if previews.due(0) and not live.history.losses:
+            with torch.random.fork_rng():
+                previews.make(0)
+        return epochs(epoch)
+
+    held_out = judged(prepared.held, asked.batch_size, DRAWS)
+    with _meant(run, job.data), previews.of_training():
+        result = train_network(
+            built.network,
+            batches,
+            prepared.loss,
+            built.options,
+            validation=(lambda epoch: live.counted("measuring", held_out)) if prepared.held else None,
+            resume=(run.state.path if asked.resume_from else built.options.folder) if run.state else None,
+            progress=stepped,
+            validated=live.validated,
+            rescued=kept,
+        )
+    if result.steps == steps and previews.due(steps):
+        with _written(result, rescued):
+            previews.make(steps)
+    return result
+
+
+def _report(job: Job, prepared: Prepared, built: Built, result: TrainResult) -> str:
+    """What was trained, and how, in words."""
+    asked, run, rough = job.asked, job.run, built.previews.rough
+    changed = differences(run.state.settings, settings_of(asked)) if run.state else []
+    samples, loss, family, size = prepared.samples, prepared.loss, prepared.family, asked.batch_size
+    captions = [*asked.positive, *asked.regularisation_positive, *asked.validation_positive]
+    left_out = asked.regularisation_latents and not asked.prior_weight
+    paths = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
+    sought = searched_in_words(built.searched, built.apart)
+    layers = (member.layer for member in built.network.members.values())
+    masked = any(sample.mask is not None for sample in samples)
+    return paragraph(
+        [
+            *str(replace(result, **paths)).splitlines(),
+            *sought[:1],
+            *expert_in_words(asked.expert, loss.times, job.because),
+            *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
+            *([left_in_words(run.other, job.data)] if run.other else []),
+            *([f"began beside {run.beside}, which trains this name now"] if run.beside else []),
+            *guidance_in_words(family, captions),
+            *masks_in_words(asked.latents, asked.masks, "latents"),
+            *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
+            *(["regularisation_latents are left out, because prior_weight is 0"] if left_out else []),
+            *masks_in_words(asked.validation_latents, (), "validation_latents"),
+            *faults_in_comfy(layers, asked.dialect),
+            *([f"{rough} samples are rough: the VAE had no room"] if rough else []),
+            "to train further: raise steps and turn on resume",
+            # The box folds what follows an empty line.
+            "",
+            *sought[1:],
+            f"model: {family.name}; defaults of {family.source}",
+            f"data: {described(samples, size)}",
+            *([f"preserved: {described(prepared.prior, size)}"] if prepared.prior else []),
+            *([f"held out: {described(prepared.held, size)}"] if prepared.held else []),
+            f"rate: {rate_in_words(built.options, built.text_rate)}",
+            f"loss: {loss_in_words(loss, masked=masked)}",
+            f"memory: {memory_in_words(prepared.session, scaled=bool(built.options.scaled))}",
+            *built.network.report.splitlines(),
+        ]
+    )
 
 
 @contextmanager
@@ -509,14 +568,13 @@ def _check_samples(asked: Asked, session: Session, shapes: Sequence[torch.Size])
 
 def _previews(
     asked: Asked,
-    session: Session,
-    encoder: TextEncoder | None,
+    prepared: Prepared,
     network: LycorisNetwork,
-    samples: Sequence[Sample],
     settings: Sequence[Sampling],
     live: Live,
     folder: Path,
 ) -> Previews:
+    session, encoder, samples = prepared.session, prepared.encoder, prepared.samples
     # The first of several captions in one conditioning.
     first = asked.positive[0][:1]
     empty = asked.empty_caption[0] if asked.empty_caption else None
@@ -537,8 +595,8 @@ def _previews(
     return Previews(
         session=session,
         network=network,
-        every=asked.sample_every or (max(asked.steps // SAMPLES, APART) if asked.vae is not None else 0),
-        steps=asked.steps,
+        every=asked.sample_every or (max(prepared.steps // SAMPLES, APART) if asked.vae is not None else 0),
+        steps=prepared.steps,
         told=partial(live.stage, "sampling"),
         folder=folder,
         prompts=[replace(prompt, strength=strength) for prompt in prompts for strength in strengths],

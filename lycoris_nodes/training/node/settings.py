@@ -142,6 +142,14 @@ def text_rate_of(asked: Asked, rate: float | None) -> float:
     return asked.text_learning_rate / own
 
 
+def schedule_of(asked: Asked) -> str:
+    """The schedule; of a slider perhaps the usual one."""
+    if asked.schedule != AS_FAMILY:
+        return asked.schedule
+    # With a falling rate other attributes change less from pictures, and more between prompts.
+    return "constant" if asked.more or optimisers()[asked.optimiser].averages else "cosine"
+
+
 def times_of(asked: Asked, family: Family) -> Times:
     """How times are drawn. Unless a shift is given, the family's is used with any distribution."""
     shift = asked.shift or family.times.shift

@@ -9,9 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ....lycoris_ops import TrainError, optimisers, parse_values
+from ....lycoris_ops import TrainError, parse_values
 from ...host.sampling import empty_latent
-from ...schema.inputs import AS_FAMILY
 from ...stacks.rows import LARGEST, STRENGTHS
 from ..data.loss import Guide, Sample
 from ..data.samples import Captions, Latents, samples_of, sketches_of
@@ -42,8 +41,6 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     the latents are opposed pictures, in rows with a picture for each strength. All pictures of a row get the
     same noise, as in the visual sliders of "Concept sliders" (Gandikota et al., 2311.12092).
 
-    With a `schedule` of `auto` it also decides on that of `asked`.
-
     Raises TrainError if only one of `less` and `more` is given, and with both if they are the same or the
     guidance is 0. Without them, raises it for empty latents, for pictures that do not fill their rows, and
     for a row whose pictures have several sizes or are all the same.
@@ -51,10 +48,6 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
         raise TrainError("E-slider-end-missing", key="less" if asked.more else "more")
-    if asked.schedule == AS_FAMILY:
-        # With a falling rate other attributes change less from pictures, and more between prompts.
-        constant = asked.more or optimisers()[asked.optimiser].averages
-        asked.schedule = "constant" if constant else "cosine"
     tell = partial(live.stage, "captions")
     if not asked.more:
         if _is_empty(asked.latents):
