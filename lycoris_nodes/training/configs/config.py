@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
@@ -78,6 +79,20 @@ DECAY = 0.01
 """The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """The settings of a trainer whose meaning does not depend on others.
+
+    For each name `inputs` has what `Config.put` takes, or with a mapping of words `Config.choose`. The others
+    have what `Config.elsewhere`, `Config.unused` and `Config.without_effect` take, several names in one text.
+    """
+
+    inputs: Mapping[str, tuple[Any, ...]]
+    elsewhere: Mapping[str, str]
+    unused: str
+    without_effect: Mapping[str, Any]
+
+
 class Config:
     """A config's settings, taken one by one, and the inputs that they become.
 
@@ -96,6 +111,15 @@ class Config:
         """The same for LyCORIS Training Pictures."""
         self.notes: list[str] = []
         """In words, settings that mean something else here or have no counterpart."""
+
+    def read(self, table: Table) -> None:
+        """Read the settings of a table."""
+        for key, (name, *how) in table.inputs.items():
+            (self.choose if isinstance(how[0], Mapping) else self.put)(key, name, *how)
+        for where, keys in table.elsewhere.items():
+            self.elsewhere(where, *keys.split())
+        self.without_effect(table.without_effect)
+        self.unused(*table.unused.split())
 
     def inside(self, key: str, table: Mapping[str, Any]) -> Config:
         """A config of the table that a setting holds. Pass it to `add` when it has been read."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ....files.pairs import HIGH, LOW
-from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, WHOLE, Config
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, WHOLE, Config, Table
 
 NAME, FORM = "ai-toolkit", "YAML with config.process"
 PARTS = ("network", "train", "save", "sample", "model")
@@ -22,7 +22,41 @@ SHIFTS = {
 """The shifts of its models whose shift does not grow with the picture, by how their names begin."""
 PAIR = "wan22_14b"
 """How the names of its models begin that are two experts."""
-LOSSES = {"mse": "l2", "mae": "l1"}
+
+
+TABLE = Table(
+    inputs={
+        "train.max_grad_norm": ("max_grad_norm", float, 1.0),
+        "train.loss_type": ("loss_type", {"mse": "l2", "mae": "l1"}),
+        "train.noise_offset": ("noise_offset", float),
+        "train.dtype": ("precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}),
+        "train.gradient_checkpointing": ("checkpointing", lambda value: "on"),
+        "save.save_every": ("checkpoint_every", int),
+        "save.max_step_saves_to_keep": ("keep", int),
+        "save.dtype": ("dtype", DTYPES),
+        "sample.sample_every": ("sample_every", int),
+        "sample.seed": ("seed", int),
+        "name": ("filename_prefix", lambda name: f"loras/{name}"),
+    },
+    elsewhere={
+        "link `clip` and `captions`": "train.train_text_encoder",
+        OF_PICTURES: "datasets trigger_word",
+        "set on Train LyCORIS Slider": "slider",
+        "link the model": "model.name_or_path model.arch model.is_flux model.is_v3",
+        SAMPLED: "sample.prompts sample.samples",
+    },
+    unused="""
+        type training_folder device performance_log_every train.noise_scheduler logging train.train_unet
+        train.disable_sampling train.unload_text_encoder save.save_format save.push_to_hub model.quantize
+        model.quantize_te meta model.qtype model.qtype_te model.low_vram train.cache_text_embeddings
+        sqlite_db_path train.skip_first_sample train.force_first_sample train.switch_boundary_every
+        model.compile model.quantize_kwargs model.layer_offloading
+        model.layer_offloading_transformer_percent model.layer_offloading_text_encoder_percent""",
+    without_effect={
+        "train.content_or_style": "balanced",
+        **{f"train.{key}_preservation_multiplier": 1.0 for key in ("diff_output", "blank_prompt")},
+    },
+)
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -85,8 +119,6 @@ def read(config: Config) -> None:
     # It refuses a config in which both are above 1.
     other = config.values["accumulation"]
     config.put("train.gradient_accumulation", "accumulation", lambda count: max(int(count), other))
-    config.put("train.max_grad_norm", "max_grad_norm", float, usual=1.0)
-    config.choose("train.loss_type", "loss_type", LOSSES)
     if scheduler not in (None, "flowmatch"):
         # Its forms have a type for every model, and only flow models heed it.
         config.left["train.timestep_type"] = "linear"
@@ -101,23 +133,13 @@ def read(config: Config) -> None:
         },
         usual=scheduler and "sigmoid",
     )
-    config.put("train.noise_offset", "noise_offset", float)
     config.min_snr("train.min_snr_gamma")
-    config.choose("train.dtype", "precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
-    config.put("train.gradient_checkpointing", "checkpointing", lambda value: "on")
     average = config.inside("train.ema_config", config.take("train.ema_config", {}))
     averaged = average.take("use_ema")
     if not averaged:
         average.left.clear()
     average.put("ema_decay", "ema", float, usual=0.99 if averaged else None)
     config.add(average)
-    config.put("save.save_every", "checkpoint_every", int)
-    config.put("save.max_step_saves_to_keep", "keep", int)
-    config.choose("save.dtype", "dtype", DTYPES)
-    config.put("sample.sample_every", "sample_every", int)
-    config.put("sample.seed", "seed", int)
-    config.put("name", "filename_prefix", lambda name: f"loras/{name}")
-    config.elsewhere("link `clip` and `captions`", "train.train_text_encoder")
     datasets = [dataset for dataset in config.left.get("datasets") or [] if isinstance(dataset, dict)]
     # Only the first data set is read: here all data sets share one dropout.
     first = config.inside("datasets", datasets[0] if datasets else {})
@@ -126,27 +148,9 @@ def read(config: Config) -> None:
     first.resolution("resolution", lambda value: [*map(int, value if isinstance(value, list) else [value])])
     first.left.clear()
     config.add(first)
-    config.elsewhere(OF_PICTURES, "datasets", "trigger_word")
-    config.elsewhere("set on Train LyCORIS Slider", "slider")
-    config.elsewhere("link the model", "model.name_or_path", "model.arch", "model.is_flux", "model.is_v3")
-    config.without_effect(
-        {
-            "train.content_or_style": "balanced",
-            **{f"train.{key}_preservation_multiplier": 1.0 for key in ("diff_output", "blank_prompt")},
-        }
-    )
     if not config.left.get("train.diff_output_preservation"):
         config.unused("train.diff_output_preservation_class")
-    config.unused(
-        *("type", "training_folder", "device", "performance_log_every", "train.noise_scheduler", "logging"),
-        *("train.train_unet", "train.disable_sampling", "train.unload_text_encoder", "save.save_format"),
-        *("save.push_to_hub", "model.quantize", "model.quantize_te", "meta"),
-        *("model.qtype", "model.qtype_te", "model.low_vram", "train.cache_text_embeddings", "sqlite_db_path"),
-        *("train.skip_first_sample", "train.force_first_sample", "train.switch_boundary_every"),
-        *("model.compile", "model.quantize_kwargs", "model.layer_offloading"),
-        *("model.layer_offloading_transformer_percent", "model.layer_offloading_text_encoder_percent"),
-    )
-    config.elsewhere(SAMPLED, "sample.prompts", "sample.samples")
+    config.read(TABLE)
     config.unused(*[key for key in config.left if key.startswith("sample.")])
 
 

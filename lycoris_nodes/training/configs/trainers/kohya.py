@@ -10,7 +10,7 @@ from typing import Any, cast
 from .....lycoris_ops import PRESETS
 from ....files.pairs import HIGH, LOW
 from ...data.losses import LOSSES
-from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config, flat, pairs
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config, Table, flat, pairs
 
 NAME, FORM = "kohya", "TOML or a command line with network_dim"
 OPTIONS = {
@@ -50,6 +50,54 @@ ON_PICTURES = ("caption_extension", "shuffle_caption", "keep_tokens", "flip_aug"
 BUCKETS = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
 BOUNDARIES = (0.875, 0.9, 875, 900)
 """The times between the experts of Wan 2.2."""
+
+
+TABLE = Table(
+    inputs={
+        "gradient_accumulation_steps": ("accumulation", int, 1),
+        "max_grad_norm": ("max_grad_norm", float, 1.0, True),
+        "seed": ("seed", int),
+        "debiased_estimation_loss": ("weighting", lambda on: "debiased"),
+        "noise_offset": ("noise_offset", float),
+        "huber_c": ("huber_c", float),
+        "caption_dropout_rate": ("caption_dropout", float, 0),
+        "scale_weight_norms": ("max_weight_norm", float),
+        "prior_loss_weight": ("prior_weight", float, None, True),
+        "mixed_precision": ("precision", {"bf16": "bf16", "fp16": "fp16", "no": "auto"}),
+        "gradient_checkpointing": ("checkpointing", lambda value: "on"),
+        "save_every_n_steps": ("checkpoint_every", int),
+        "sample_every_n_steps": ("sample_every", int),
+        "output_name": ("filename_prefix", lambda name: f"loras/{name}"),
+        "save_precision": ("dtype", DTYPES),
+    },
+    elsewhere={
+        "link the model": "pretrained_model_name_or_path dit task model_version model_type",
+        "link on LyCORIS Training Pictures": "vae clip_l clip_g t5xxl ae gemma2 t5 clip "
+        "text_encoder text_encoder1 text_encoder2 image_encoder",
+        "link `stack`": "network_weights dim_from_weights",
+        "link `masks`": "masked_loss alpha_mask",
+        SAMPLED: "sample_prompts",
+        SKIPPED: "clip_skip",
+        SAMPLING: "v_parameterization zero_terminal_snr",
+        OF_PICTURES: " ".join(("train_data_dir", *ON_PICTURES)),
+        "link `regularisation_latents`": "reg_data_dir",
+    },
+    unused=f"""
+        output_dir logging_dir log_with log_prefix xformers sdpa mem_eff_attn lowram cache_latents
+        cache_latents_to_disk cache_text_encoder_outputs no_half_vae cache_text_encoder_outputs_to_disk
+        max_data_loader_n_workers highvram full_bf16 persistent_data_loader_workers save_model_as
+        save_last_n_steps {" ".join(BUCKETS)} sample_sampler huggingface_repo_id huggingface_token
+        wandb_api_key fp8_base blocks_to_swap fp8_scaled fp8_vl fp8_llm fp8_t5 offload_inactive_dit
+        disable_numpy_memmap gradient_checkpointing_cpu_offload sample_at_first sample_every_n_epochs
+        split_attn flash_attn sage_attn vae_dtype force_v2_1_time_embedding num_cpu_threads_per_process
+        num_processes num_machines multi_gpu gpu_ids dynamo_backend main_process_port""",
+    without_effect={
+        **dict.fromkeys(("guidance_scale", "sigmoid_scale", "logit_std"), 1.0),
+        "mode_scale": 1.29,
+        "model_prediction_type": "raw",
+        "lr_scheduler_power": 1,
+    },
+)
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -104,84 +152,16 @@ def read(config: Config) -> None:
     # A data set's own file may say it too.
     config.put("train_batch_size", "batch_size", int, usual=None if "dataset_config" in config.left else 1)
     config.elsewhere("paste that file too, for its batch size", "dataset_config")
-    config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
-    config.put("max_grad_norm", "max_grad_norm", float, usual=1.0, zero=True)
-    config.put("seed", "seed", int)
 
     config.min_snr("min_snr_gamma")
-    config.put("debiased_estimation_loss", "weighting", lambda on: "debiased")
-    config.put("noise_offset", "noise_offset", float)
     config.choose("loss_type", "loss_type", {name: name for name in LOSSES})
-    config.put("huber_c", "huber_c", float)
     schedule = config.left.pop("huber_schedule", "snr")
     if config.values.get("loss_type") in ("huber", "smooth_l1") and schedule != "constant":
         config.notes.append(f"huber_schedule = {schedule}: huber_c is the same for all noise here")
     _times(config, match[2] if match else "")
     _experts(config)
-
-    config.put("caption_dropout_rate", "caption_dropout", float, usual=0)
-    config.put("scale_weight_norms", "max_weight_norm", float)
-    config.put("prior_loss_weight", "prior_weight", float, zero=True)
-    config.choose("mixed_precision", "precision", {"bf16": "bf16", "fp16": "fp16", "no": "auto"})
-    config.put("gradient_checkpointing", "checkpointing", lambda value: "on")
-    config.put("save_every_n_steps", "checkpoint_every", int)
-    config.put("sample_every_n_steps", "sample_every", int)
-    config.put("output_name", "filename_prefix", lambda name: f"loras/{name}")
-    config.choose("save_precision", "dtype", DTYPES)
-
-    config.elsewhere(
-        "link the model", "pretrained_model_name_or_path", "dit", "task", "model_version", "model_type"
-    )
-    config.elsewhere(
-        "link on LyCORIS Training Pictures",
-        *("vae", "clip_l", "clip_g", "t5xxl", "ae", "gemma2", "t5", "clip"),
-        *("text_encoder", "text_encoder1", "text_encoder2", "image_encoder"),
-    )
-    config.elsewhere("link `stack`", "network_weights", "dim_from_weights")
-    config.elsewhere("link `masks`", "masked_loss", "alpha_mask")
-    config.elsewhere(SAMPLED, "sample_prompts")
-    config.elsewhere(SKIPPED, "clip_skip")
-    config.elsewhere(SAMPLING, "v_parameterization", "zero_terminal_snr")
-    config.elsewhere(OF_PICTURES, "train_data_dir", *ON_PICTURES)
     config.resolution("resolution", lambda value: [side_of(value)])
-    config.elsewhere("link `regularisation_latents`", "reg_data_dir")
-    config.without_effect(
-        {
-            **dict.fromkeys(("guidance_scale", "sigmoid_scale", "logit_std"), 1.0),
-            "mode_scale": 1.29,
-            "model_prediction_type": "raw",
-            "lr_scheduler_power": 1,
-        }
-    )
-    config.unused(
-        *(
-            "output_dir",
-            "logging_dir",
-            "log_with",
-            "log_prefix",
-            "xformers",
-            "sdpa",
-            "mem_eff_attn",
-            "lowram",
-        ),
-        *("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "no_half_vae"),
-        *("cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "highvram", "full_bf16"),
-        *("persistent_data_loader_workers", "save_model_as", "save_last_n_steps"),
-        *BUCKETS,
-        *(
-            "sample_sampler",
-            "huggingface_repo_id",
-            "huggingface_token",
-            "wandb_api_key",
-            "fp8_base",
-            "blocks_to_swap",
-        ),
-        *("fp8_scaled", "fp8_vl", "fp8_llm", "fp8_t5", "offload_inactive_dit", "disable_numpy_memmap"),
-        *("gradient_checkpointing_cpu_offload", "sample_at_first", "sample_every_n_epochs", "split_attn"),
-        *("flash_attn", "sage_attn", "vae_dtype", "force_v2_1_time_embedding"),
-        *("num_cpu_threads_per_process", "num_processes", "num_machines", "multi_gpu", "gpu_ids"),
-        *("dynamo_backend", "main_process_port"),
-    )
+    config.read(TABLE)
 
 
 def side_of(value: Any) -> int:

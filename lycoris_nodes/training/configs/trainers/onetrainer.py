@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config, Table
 
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
@@ -35,9 +35,50 @@ OPTIONS = {
 MODELS = ("unet", "prior", "transformer")
 FOUND = ("use_bias_correction", "safeguard_warmup", "d0", "growth_rate", "beta3", "slice_p", "decouple")
 """The arguments of Prodigy beside those of other optimisers."""
-TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
-PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
+
+
+TABLE = Table(
+    inputs={
+        "epochs": ("epochs", int, 100),
+        "batch_size": ("batch_size", int, 1),
+        "loss_weight_fn": ("weighting", WEIGHTINGS),
+        "offset_noise_weight": ("noise_offset", float),
+        "timestep_distribution": ("times", {"uniform": "uniform", "logit_normal": "logit-normal"}, "uniform"),
+        "masked_prior_preservation_weight": ("masked_prior", float),
+        "dropout_probability": ("input_dropout", float),
+        "train_dtype": ("precision", {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}),
+        "output_dtype": ("dtype", FILES),
+        "gradient_checkpointing": ("checkpointing", lambda on: "off" if str(on).upper() == "OFF" else "on"),
+        "seed": ("seed", int),
+    },
+    elsewhere={
+        "link the model": "base_model_name model_type",
+        OF_PICTURES: "concepts concept_file_name frames aspect_ratio_bucketing",
+        "link `masks`": "masked_training",
+        SAMPLING: "rescale_noise_scheduler_to_zero_terminal_snr force_v_prediction",
+        SAMPLED: "samples",
+    },
+    unused="""
+        __version workspace_dir cache_dir output_model_destination output_model_format debug_dir tensorboard
+        dataloader_threads train_device temp_device sample_definition_file_name latent_caching only_cache
+        compile attention_mechanism weight_dtype vae quantization optimizer_defaults backup_after
+        backup_after_unit sample_after sample_after_unit secrets cloud tensorboard_port validate_after
+        validate_after_unit include_train_config gradient_reduce_precision fused_gradient_reduce
+        async_gradient_reduce async_gradient_reduce_buffer async_offloading clear_cache_before_training
+        fallback_train_dtype enable_autocast_cache loss_scaler unconditional_transformer effnet_encoder
+        decoder decoder_text_encoder decoder_vqgan embedding embedding_weight_dtype
+        bundle_additional_embeddings text_encoder_sequence_length text_encoder_2_sequence_length
+        sample_image_format sample_video_format sample_audio_format samples_to_tensorboard non_ema_sampling
+        rolling_backup_count backup_before_save lora_weight_dtype lora_decompose_norm_epsilon
+        lokr_vec_trick""",
+    without_effect={
+        **dict.fromkeys(("mse_strength", "vb_loss_strength", "huber_delta", "max_noising_strength"), 1.0),
+        "loss_weight_strength": 5.0,
+        "learning_rate_scaler": "NONE",
+        "save_every_unit": "NEVER",
+    },
+)
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -93,41 +134,18 @@ def read(config: Config) -> None:
     config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
     updates = partial(_updates, config.values["accumulation"])
     config.put("learning_rate_warmup_steps", "warmup", updates, usual=200, zero=True)
-    config.put("epochs", "epochs", int, usual=100)
-    config.put("batch_size", "batch_size", int, usual=1)
     unlimited = config.left.get("clip_grad_norm", 1.0) is None
     config.put("clip_grad_norm", "max_grad_norm", float, usual=0.0 if unlimited else 1.0, zero=True)
-    config.choose("loss_weight_fn", "weighting", WEIGHTINGS)
-    config.put("offset_noise_weight", "noise_offset", float)
-    config.choose("timestep_distribution", "times", TIMES, usual="uniform")
     config.put("timestep_shift", "shift", float, usual=1)
     # Here 0 stands for the shift that is usual for the model. Other models ignore the setting there.
     name = str(config.left.get("model_type", ""))
     shift = 0.0 if name.startswith(DYNAMIC) or not name else None
     config.put("dynamic_timestep_shifting", "shift", lambda on: shift)
-    config.put("masked_prior_preservation_weight", "masked_prior", float)
-    config.put("dropout_probability", "input_dropout", float)
     averaged = str(config.take("ema", "OFF")).upper() != "OFF"
     if not averaged:
         config.unused("ema_decay")
     config.put("ema_decay", "ema", float, usual=0.999 if averaged else None)
     config.unused("ema_update_step_interval")
-    config.choose("train_dtype", "precision", PRECISIONS)
-    config.choose("output_dtype", "dtype", FILES)
-    config.put(
-        "gradient_checkpointing",
-        "checkpointing",
-        lambda value: "off" if str(value).upper() == "OFF" else "on",
-    )
-    config.put("seed", "seed", int)
-    config.elsewhere("link the model", "base_model_name", "model_type")
-    config.elsewhere(
-        OF_PICTURES,
-        "concepts",
-        "concept_file_name",
-        "frames",
-        "aspect_ratio_bucketing",
-    )
     config.resolution("resolution", _sides)
     count = next((count for start, count in ENCODED.items() if name.startswith(start)), 1 if name else 4)
     config.unused(*ENCODERS[count:])
@@ -137,33 +155,7 @@ def read(config: Config) -> None:
         config.unused("mse_strength")
     if not config.left.get("masked_training"):
         config.unused("unmasked_probability", "unmasked_weight")
-    config.elsewhere("link `masks`", "masked_training")
-    config.elsewhere(SAMPLING, "rescale_noise_scheduler_to_zero_terminal_snr", "force_v_prediction")
-    config.elsewhere(SAMPLED, "samples")
-    config.without_effect(
-        {
-            **dict.fromkeys(("mse_strength", "vb_loss_strength", "huber_delta", "max_noising_strength"), 1.0),
-            "loss_weight_strength": 5.0,
-            "learning_rate_scaler": "NONE",
-            "save_every_unit": "NEVER",
-        }
-    )
-    config.unused(
-        *("__version", "workspace_dir", "cache_dir", "output_model_destination"),
-        *("output_model_format", "debug_dir", "tensorboard", "dataloader_threads", "train_device"),
-        *("temp_device", "sample_definition_file_name", "latent_caching", "only_cache"),
-        *("compile", "attention_mechanism", "weight_dtype", "vae", "quantization", "optimizer_defaults"),
-        *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit", "secrets", "cloud"),
-        *("tensorboard_port", "validate_after", "validate_after_unit", "include_train_config"),
-        *("gradient_reduce_precision", "fused_gradient_reduce", "async_gradient_reduce"),
-        *("async_gradient_reduce_buffer", "async_offloading", "clear_cache_before_training"),
-        *("fallback_train_dtype", "enable_autocast_cache", "loss_scaler", "unconditional_transformer"),
-        *("effnet_encoder", "decoder", "decoder_text_encoder", "decoder_vqgan", "embedding"),
-        *("embedding_weight_dtype", "bundle_additional_embeddings", "text_encoder_sequence_length"),
-        *("text_encoder_2_sequence_length", "sample_image_format", "sample_video_format"),
-        *("sample_audio_format", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup_count"),
-        *("backup_before_save", "lora_weight_dtype", "lora_decompose_norm_epsilon", "lokr_vec_trick"),
-    )
+    config.read(TABLE)
 
 
 def _sides(value: Any) -> list[int]:
