@@ -35,7 +35,7 @@ class Blend:
         return total
 
     def blended(self, total: Tensor, base: Tensor, other: Tensor, index: int) -> Tensor:
-        """total + factor * (found - base), with the factors of the `Where` with this index."""
+        """total + factor * (other - base), with the factors of the `Where` with this index."""
         places = self._places((base.shape[0], base.shape[-2]))
         factors = self.apart[index].over(places, places.grid, base.dtype, base.device)[..., None]
         factors = factors[:, None] if base.ndim == 4 else factors

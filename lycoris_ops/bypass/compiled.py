@@ -29,13 +29,13 @@ _acting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = count()
 
 
-def numbered(one: object) -> Tensor:
-    """Register a `Bypass`, for its `given` and `changed`, or a `Blend`, for its `blended`.
+def numbered(acting: object) -> Tensor:
+    """Register a `Bypass`, for its `fed` and `changed`, or a `Blend`, for its `blended`.
 
     Returns its number, by which graphs find it.
     """
     number = next(_numbers)
-    _acting[number] = one
+    _acting[number] = acting
     with outliving():
         return torch.tensor(number, device="cpu")
 
@@ -85,28 +85,29 @@ def _at(number: Tensor, x: Tensor) -> Any:
     return _acting[int(number)]
 
 
-def _given(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _fed(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
     with narrowed(x.device, dtype):
-        found = _at(number, x).given(x)
-    return x.clone(memory_format=torch.contiguous_format) if found is x else found.contiguous()
+        fed = _at(number, x).fed(x)
+    return x.clone(memory_format=torch.contiguous_format) if fed is x else fed.contiguous()
 
 
-def _change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None) -> None:
+def _change(x: Tensor, fed: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None) -> None:
     with narrowed(x.device, dtype):
-        found = _at(number, x).changed(x, given, y)
-    if found is not y:
-        y.copy_(found)
+        changed = _at(number, x).changed(x, fed, y)
+    if changed is not y:
+        y.copy_(changed)
 
 
 def _apart(
-    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
+    x: Tensor, fed: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
 ) -> Tensor:
     with narrowed(x.device, dtype):
-        return _at(number, x).changed(x, given, y.clone()).contiguous()
+        # A copy already: each of the copies of y is changed in memory of its own.
+        return _at(number, x).changed(x, fed, y)
 
 
-def _blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, index: int) -> Tensor:
-    return _at(number, base).blended(total, base, found, index).contiguous()
+def _blend(total: Tensor, base: Tensor, other: Tensor, number: Tensor, index: int) -> Tensor:
+    return _at(number, base).blended(total, base, other, index).contiguous()
 
 
 # torch has few types for making operations.
@@ -142,42 +143,31 @@ def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -
     return getattr(getattr(_torch.ops, _SPACE), name)
 
 
-def _form_of_given(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return x.new_empty(x.shape)
+def _form_of_apart(x: Tensor, fed: Tensor | None, y: Tensor, *rest: Any) -> Tensor:
+    return y.new_empty((rest[-1] * y.shape[0], *y.shape[1:]))
 
 
-def _form_of_change(
-    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None
-) -> None: ...
+def _form_of_first(first: Tensor, *rest: Any) -> Tensor:
+    return first.new_empty(first.shape)
 
 
-def _form_of_apart(
-    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
-) -> Tensor:
-    return y.new_empty((copies * y.shape[0], *y.shape[1:]))
-
-
-def _form_of_blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, index: int) -> Tensor:
-    return total.new_empty(total.shape)
-
-
-given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
-"""What a module is given in place of x. Here and below, `dtype` is what `narrowing` returned in tracing."""
+fed = _operation("fed(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _fed, _form_of_first)
+"""What a module is fed in place of x. Here and below, `dtype` is what `narrowing` returned in tracing."""
 change = _operation(
-    "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
+    "change(Tensor x, Tensor? fed, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
     _change,
-    _form_of_change,
+    lambda *_: None,
 )
 """Change the output y of a module."""
 apart = _operation(
-    "apart(Tensor x, Tensor? given, Tensor y, Tensor number, ScalarType? dtype, int copies) -> Tensor",
+    "apart(Tensor x, Tensor? fed, Tensor y, Tensor number, ScalarType? dtype, int copies) -> Tensor",
     _apart,
     _form_of_apart,
 )
-"""The output of a module with `Bypass.apart`: see `BoundPlan.in_copies`."""
+"""The output of a module with `Bypass.apart`, for samples in this many copies: see `BoundPlan`."""
 blend = _operation(
-    "blend(Tensor total, Tensor base, Tensor found, Tensor number, int index) -> Tensor",
+    "blend(Tensor total, Tensor base, Tensor other, Tensor number, int index) -> Tensor",
     _blend,
-    _form_of_blend,
+    _form_of_first,
 )
-"""total + factor * (found - base): see `Blend`."""
+"""total + factor * (other - base): see `Blend`."""

@@ -17,12 +17,12 @@ from ..maths.divided import is_divided
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
 from . import compiled
-from .bound import BoundPlan
-from .forwards.forward import Strengths, in_own_dtypes, narrowing, outliving
+from .bound import Acting, BoundPlan, Run
+from .forwards.forward import in_own_dtypes, narrowing, outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
 from .share import WeightShare
-from .whole import ALONE, WholePass, WholePlan, alone_in
+from .whole import WholePlan, alone_in
 
 BeforePass = Callable[[Tensor], None]
 """A function that is called at the start of each pass, with the module's input."""
@@ -54,21 +54,25 @@ class PlainReader:
         return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._read(module, "weight", dtype, device, own_of(module, "weight"))
+        values = self._read(module, "weight", dtype, device)
+        assert values is not None
+        return values
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        held = own_of(module, "bias")
-        return None if held is None else self._read(module, "bias", dtype, device, held)
+        return self._read(module, "bias", dtype, device)
 
-    def _read(
-        self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device, held: Any
-    ) -> Tensor:
-        """The values of what the module holds by this name.
+    def _read(self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The values of the parameter, or None where the module has none of this name.
 
         A frozen parameter of this dtype is returned itself, so that a `WholePlan` knows it again.
         """
+        # Without `cast`, which would be a call in each pass.
+        known: Any = module
+        held = known._parameters.get(name)
         if type(held) is nn.Parameter and held.dtype == dtype and held.device == device:
             return held.detach() if held.requires_grad else held
+        if own_of(module, name) is None:
+            return None
         values = values_of(module, name).detach()
         check_present(values, device)
         return values.to(device, dtype)
@@ -86,9 +90,9 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
     if is_plain(value):
         return value
     # The first pass of an int8 layer of bitsandbytes moves the scales of its weight into its `state`.
-    found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
-    if found is not None:
-        return found
+    values = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
+    if values is not None:
+        return values
     raise LycorisError(
         "the values of a weight are packed, and cannot be read here",
         weight=path,
@@ -101,7 +105,7 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
 def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
     """The weights that a hook of accelerate on this very module keeps elsewhere, by name."""
     hook = getattr(module, "_hf_hook", None)
-    maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
+    maps = (getattr(inner, "weights_map", None) for inner in getattr(hook, "hooks", (hook,)))
     return next((held for held in maps if held is not None), dict[str, Tensor]())
 
 
@@ -113,8 +117,8 @@ def own_of(module: nn.Module, name: str) -> Any:
     return held[name] if name in held else getattr(module, name, None)
 
 
-_Pass = tuple[BoundPlan | WholePass, Tensor, Tensor]
-"""What a pass keeps: the bound plan, the input that layers see, and the input that the module is given."""
+_Pass = tuple[Acting, Tensor, Tensor]
+"""What a pass keeps: what acts on it, the input, and what the module is fed in its place."""
 
 
 class Hiding:
@@ -174,10 +178,10 @@ class Bypass:
         met: Met | None = None,
         name: str | None = None,
     ) -> None:
-        found = geometry_of(module)
-        if found != plan.geometry:
+        own = geometry_of(module)
+        if own != plan.geometry:
             raise LycorisError(
-                "the plan was made for another module", key=name, got=str(found), expected=str(plan.geometry)
+                "the plan was made for another module", key=name, got=str(own), expected=str(plan.geometry)
             )
         self.module = module
         self._plan: BypassPlan = plan
@@ -198,7 +202,7 @@ class Bypass:
 
         `before_pass` must set it, unless it is set already."""
         self.apart: tuple[Where, ...] = ()
-        """See `BoundPlan.in_copies`. To be set before the first pass."""
+        """See `BoundPlan`. To be set before the first pass."""
         self.strengths = plan.strengths
         """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
 
@@ -209,11 +213,11 @@ class Bypass:
         self._pass: _Pass | None = None
         """Held from the first hook of a pass to the second."""
         self._traced: tuple[Tensor, Tensor | None] | None = None
-        """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
+        """Likewise in a pass that torch.compile traces: the input, and what the module is fed for it."""
         self._handles: list[RemovableHandle] = []
         self._number = compiled.numbered(self)
         self._turns: bool | None = None
-        """Whether the module may be given another input. A graph depends on it: once true, it stays so."""
+        """Whether the module may be fed another input. A graph depends on it: once true, it stays so."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy is another bypass, with its own number.
@@ -242,11 +246,6 @@ class Bypass:
             self._turns = self._may_turn()
         if again:
             self.attach()
-
-    @property
-    def _slots(self) -> Strengths:
-        """The strengths by the slots of `Met`."""
-        return self.strengths[0] if len(self.strengths) == 1 else ALONE
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
@@ -282,7 +281,7 @@ class Bypass:
                 compiled.keep_id(self.module, self._handles[1])
         else:
             # Nothing changes the input, so one hook after the pass is enough.
-            self._handles = [add(self._behind if self._acts == "behind" else self._beside)]
+            self._handles = [add(self._behind)]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -298,7 +297,7 @@ class Bypass:
                 dtype,
                 device,
                 lambda: self._weight(dtype, device),
-                lambda: self._reader.bias(self.module, dtype, device),
+                lambda: self._bias(dtype, device),
                 self.strengths,
             )
         if not self.plan.anew:
@@ -310,92 +309,77 @@ class Bypass:
         stored = self._reader.weight(self.module, dtype, device)
         return stored.T if self._plan.geometry.transposed else stored
 
+    def _bias(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        return self._reader.bias(self.module, dtype, device)
+
     def remove(self) -> None:
         """Take the hooks away, if they are there, and let go of the tensors on the input's device."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._bound, self._whole_plan, self._pass = [], None, None, None
 
-    def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
-        """Add the change of a plan without operators to the module's own output."""
-        x = args[0] if args else input_of(args, kwargs)
-        if type(y) is not Tensor and is_divided(y):
-            return WeightShare.of(cast("Any", module).weight).beside(x, y, partial(self._added, x))
-        if compiled.traced() and self._stands_apart(args, kwargs, y):
-            return self._compiled(x, None, y)
-        return _like(self._added(x, _flat(x), _flat(y)), y) if y.is_nested else self._added(x, x, y)
-
-    def _added(self, given: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """y plus the change for the input x of a plan without operators. `given` is the module's input, of
-        which x may be this process's part."""
-        bound = self._bind(x, given)
-        # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
-        assert not isinstance(bound, WholePass)
-        if bound is None:
-            return y
-        if bound.apart:
-            return bound.in_copies(y, self._slots, partial(bound.beside, x))
-        return bound.beside(x, y, self._slots)
-
     def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
-        """Change the module's own output by a plan whose operators change outputs alone."""
-        x = input_of(args, kwargs)
-        if self._stands_apart(args, kwargs, x, y):
+        """Change the module's own output, by a plan that leaves its input as it is."""
+        x = args[0] if args else input_of(args, kwargs)
+        run = partial(self._run, module, args, kwargs)
+        if type(y) is not Tensor and is_divided(y):
+            return WeightShare.of(cast("Any", module).weight).beside(x, y, partial(self._behind_part, run, x))
+        if compiled.traced() and self._stands_apart(args, kwargs, x, y):
             return self._compiled(x, None, y)
-        flat = _flat(x)
-        bound = self._bind(flat, flat)
-        if bound is None:
-            return None
-        if isinstance(bound, WholePass) and not (y.is_nested or self._stands_beside_another()):
-            # It needs nothing else.
-            return bound.finish(flat, y, ALONE, bound.seen)
-        seen = bound.seen(flat)
-        return self._finished(module, args, kwargs, y, (bound, seen, seen))
+        if y.is_nested:
+            return _like(self._behind_part(run, x, _flat(x), _flat(y)), y)
+        return self._behind_part(run, x, x, y)
+
+    def _behind_part(self, run: Run, own: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The output y with the plan's changes for x, which may be a part of the module's own input."""
+        acting = self._bind(x, own)
+        if acting is None:
+            return y
+        if acting.operates:
+            return self._finished((acting, x, x), y, run)
+        return acting.finish(x, x, y, run)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = input_of(args, kwargs)
-        if self._stands_apart(args, kwargs, x):
-            given = compiled.given(x, self._number, narrowing(x.device)) if self._turns else None
-            self._traced = (x, given)
-            return None if given is None else _with_input(args, kwargs, given)
-        self._traced = None
+        x = args[0] if args else input_of(args, kwargs)
+        if compiled.traced() and self._stands_apart(args, kwargs, x):
+            fed = compiled.fed(x, self._number, narrowing(x.device)) if self._turns else None
+            self._traced = (x, fed)
+            return None if fed is None else _with_input(args, kwargs, fed)
+        self._traced = self._pass = None
         flat = _flat(x)
-        bound = self._bind(flat, flat)
-        if bound is None:
-            self._pass = None
+        acting = self._bind(flat, flat)
+        if acting is None:
             return None
-        own, given = bound.given(flat, self._slots)
-        self._pass = (bound, own, given)
+        fed = acting.fed(flat)
+        self._pass = (acting, flat, fed)
         # Either no layer changes the input, or what others add in `forward` must see it unchanged.
-        if given is own or (bound.operates and self._stands_beside_another()):
+        if fed is flat or self._stands_beside_another():
             return None
-        return _with_input(args, kwargs, _like(given.view(flat.shape).to(x.dtype), x))
+        return _with_input(args, kwargs, _like(fed, x))
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor | None
     ) -> Any:
         traced, self._traced = self._traced, None
-        if traced is not None:
-            return None if y is None else self._compiled(*traced, y)
         held, self._pass = self._pass, None
-        return None if held is None or y is None else self._finished(module, args, kwargs, y, held)
+        if y is None:
+            return None
+        if traced is not None:
+            return self._compiled(*traced, y)
+        if held is None:
+            return None
+        return _like(self._finished(held, _flat(y), partial(self._run, module, args, kwargs)), y)
 
-    def _finished(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, held: _Pass
-    ) -> Tensor:
+    def _finished(self, held: _Pass, y: Tensor, run: Run) -> Tensor:
         """The module's output y with the plan's changes."""
-        bound, seen, given = held
-        run, nested, y = partial(self._run, module, args, kwargs), y, _flat(y)
-        if not isinstance(bound, WholePass) and bound.apart:
-            return bound.in_copies(y, self._slots, partial(bound.finish, seen, run=run))
-        if not (bound.operates and self._stands_beside_another()):
-            return _like(bound.finish(seen, y, self._slots, run), nested)
-        x = _flat(input_of(args, kwargs))
+        acting, x, fed = held
+        if self.apart or not (acting.operates and self._stands_beside_another()):
+            return acting.finish(x, fed, y, run)
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
-        met = run(given.view(x.shape).to(x.dtype))
-        # `finish` may write over `met`.
-        base = met.clone() if given is seen else run(x)
-        return _like(y + (bound.finish(seen, met, self._slots, run) - base), nested)
+        product = run(fed)
+        # `finish` may write over `product`.
+        base = product.clone() if fed is x else run(x)
+        return y + (acting.finish(x, fed, product, run) - base)
 
     def _run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
         """W x + b, with the further arguments of a pass."""
@@ -410,40 +394,31 @@ class Bypass:
             return False
         return not (torch.is_grad_enabled() and self._plan.learns)
 
-    def _compiled(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
+    def _compiled(self, x: Tensor, fed: Tensor | None, y: Tensor) -> Tensor:
         """The output of a pass that torch.compile does not look into."""
         dtype = narrowing(x.device)
         if self.apart:
-            return compiled.apart(x, given, y, self._number, dtype, 1 + len(self.apart))
-        compiled.change(x, given, y, self._number, dtype)
+            return compiled.apart(x, fed, y, self._number, dtype, 1 + len(self.apart))
+        compiled.change(x, fed, y, self._number, dtype)
         return y
 
-    def given(self, x: Tensor) -> Tensor:
-        """What the module is given in place of x, in a pass that torch.compile does not look into."""
-        found, self._pass = self._before(self.module, (x,), {}), None
-        return x if found is None else found[0][0]
+    def fed(self, x: Tensor) -> Tensor:
+        """What the module is fed in place of x, in a pass that torch.compile does not look into."""
+        acting = self._bind(x, x)
+        return x if acting is None or self._stands_beside_another() else acting.fed(x)
 
-    def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
-        """The output in place of y; y may be written over. Without `given` the module was given x."""
-        if self._acts == "beside":
-            found = self._beside(self.module, (x,), {}, y)
-        elif self._acts == "behind":
-            found = self._behind(self.module, (x,), {}, y)
-        else:
-            if given is None or self._stands_beside_another():
-                self._before(self.module, (x,), {})
-            else:
-                bound = self._bind(x)
-                if bound is not None:
-                    # It needs its own value of the input: `given` is a rounded copy.
-                    whole = isinstance(bound, WholePass)
-                    seen = bound.given(x, self._slots)[0] if whole else bound.seen(x)
-                    self._pass = (bound, seen, given)
-            found = self._after(self.module, (x,), {}, y)
-        return y if found is None else found
+    def changed(self, x: Tensor, fed: Tensor | None, y: Tensor) -> Tensor:
+        """The output in place of y; y may be written over. Without `fed` the module was fed x."""
+        # With `fed` the pass has begun already.
+        acting = self._bind(x, x if fed is None else None)
+        if acting is None:
+            return y
+        if fed is None or self._stands_beside_another():
+            fed = acting.fed(x)
+        return self._finished((acting, x, fed), y, partial(self._run, self.module, (x,), {}))
 
     def _may_turn(self) -> bool:
-        """Whether the module may be given another input than its own."""
+        """Whether the module may be fed another input than its own."""
         met = self.met
         return self._acts == "around" and (met is None or any(base.inputs is not None for base in met.bases))
 
@@ -454,24 +429,22 @@ class Bypass:
         """
         module: Any = self.module
         hooks: Mapping[int, Any] = module._forward_hooks
-        owners = [getattr(hook, "__self__", None) for hook in hooks.values()] if len(hooks) > 1 else []
-        hidden = any(
-            isinstance(owner, Hiding) and (owner is not self.instead or owner.serves_others)
-            for owner in owners
-        )
+        for hook in hooks.values() if len(hooks) > 1 else ():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, Hiding) and (owner is not self.instead or owner.serves_others):
+                return True
         # A `PlainReader` takes `forward` as it is.
-        plain = type(self._reader) is PlainReader
-        return hidden or not (plain or self._reader.forward(module) == module.forward)
+        return not (type(self._reader) is PlainReader or self._reader.forward(module) == module.forward)
 
-    def _bind(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | WholePass | None:
-        """The plan for the input's dtype and device, kept for later passes that it serves as well.
+    def _bind(self, x: Tensor, own: Tensor | None = None) -> Acting | None:
+        """What acts on a pass with this input; a `BoundPlan` is kept for later passes that it serves as well.
 
-        None where all strengths are 0, to keep every bit of the output. A pass begins with `given`, the
+        None where all strengths are 0, to keep every bit of the output. A pass begins with `own`, the
         module's input, of which x may be a part.
         """
-        if given is not None and self.before_pass is not None:
+        if own is not None and self.before_pass is not None:
             acts = self._acts
-            self.before_pass(given)
+            self.before_pass(own)
             if self._acts != acts:
                 raise LycorisError(
                     "`before_pass` has set a plan that needs other hooks than those of this pass",
@@ -494,6 +467,8 @@ class Bypass:
             if bound is None or anew:
                 bound = self._bound_anew(x, anew)
         bound.places = self.places
+        # A formed change is one layer, and has the strengths already.
+        bound.strengths = self.strengths[0] if len(self.strengths) == 1 else (1.0,)
         return bound
 
     def _bound_anew(self, x: Tensor, anew: bool) -> BoundPlan:
@@ -506,48 +481,27 @@ class Bypass:
         self._bound = None if anew and not bound.follows else bound
         return bound
 
-    def _whole_pass(self, x: Tensor) -> WholePass | None:
+    def _whole_pass(self, x: Tensor) -> Acting | None:
         """The pass of a plan of one layer that learns, at strength 1; None for other plans."""
         # Transforms of torch need plain operations.
         if self._in_parts or self.apart or transformed():
             return None
-        for each in self.strengths:
-            if each.count(1.0) != len(each):
+        for strengths in self.strengths:
+            if strengths.count(1.0) != len(strengths):
                 return None
-        whole = self._whole_plan
-        # The plain reader gives a frozen bias itself. A kept pass needs no context, as nothing is computed.
-        if whole is not None and type(self._reader) is PlainReader:
-            kept = whole.again(x, own_of(self.module, "bias"))
-            if kept is not None and whole.made_for == (x.dtype, x.device, self.dropout):
-                return kept
+        whole, begun = self._whole_plan, None
         try:
-            # For a small layer these contexts take long, so they are entered only where needed.
-            if torch.is_inference_mode_enabled() or narrowing(x.device) is not None:
-                with outliving(), in_own_dtypes(x.device):
-                    found = self._whole_begun(x)
-            else:
-                found = self._whole_begun(x)
+            if whole is None or whole.made_for != (x.dtype, x.device, self.dropout):
+                layer = alone_in(self.plan)
+                whole = None if layer is None else WholePlan(self.plan, layer, x, self.dropout)
+            if whole is not None:
+                begun = whole.begun(x, self._weight, self._bias)
         except LycorisError as error:
             part = self.plan.stages[0].layers[0].part
             raise error.within(weight=self.name, file=part.file, key=part.key) from None
-        self._in_parts = found is None
-        if found is None:
-            self._whole_plan = None
-        return found
-
-    def _whole_begun(self, x: Tensor) -> WholePass | None:
-        whole, device = self._whole_plan, x.device
-        if whole is None or whole.made_for != (x.dtype, device, self.dropout):
-            layer = alone_in(self.plan)
-            if layer is None:
-                return None
-            whole = self._whole_plan = WholePlan(self.plan, layer, x, self.dropout)
-        dtype = whole.like.dtype
-        return whole.begun(
-            x,
-            partial(self._weight, dtype, device),
-            partial(self._reader.bias, self.module, dtype, device),
-        )
+        self._whole_plan = None if begun is None else whole
+        self._in_parts = begun is None
+        return begun
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

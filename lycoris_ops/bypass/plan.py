@@ -39,8 +39,8 @@ class Slot(NamedTuple):
         return self.strength * product(self.timings, moment)
 
 
-Acts = Literal["beside", "behind", "around"]
-"""How a plan acts on a module's pass: it adds to the output, changes the output alone, or the input too."""
+Acts = Literal["behind", "around"]
+"""How a plan acts on a module's pass: it changes the output alone, or the input too."""
 Slots = tuple[Slot, ...]
 GivenLayer = Slot | tuple[Layer | Part, float]
 """A layer with its strength."""
@@ -111,8 +111,8 @@ class BypassPlan:
 
     def __post_init__(self) -> None:
         parts = [slot.part for slot in self.slots()]
-        found = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
-        object.__setattr__(self, "tensors", found)
+        tensors = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
+        object.__setattr__(self, "tensors", tensors)
 
     @classmethod
     def build(cls, geometry: Geometry, layers: Sequence[GivenLayer]) -> BypassPlan:
@@ -209,10 +209,9 @@ class BypassPlan:
 
     @property
     def acts(self) -> Acts:
-        if not self.operates:
-            return "beside"
         parts = [slot.part for stage in self.stages for slot in stage.layers]
-        return "behind" if all(part.of_outputs(self.geometry.shape) for part in parts) else "around"
+        behind = not self.operates or all(part.of_outputs(self.geometry.shape) for part in parts)
+        return "behind" if behind else "around"
 
     @property
     def learns(self) -> bool:

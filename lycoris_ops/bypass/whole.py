@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..algorithms import Layer
 from ..changes.forms import Additive
-from ..changes.operators import Diagonal, Operator, Sides, moved
+from ..changes.operators import Diagonal, Operator, moved
 from ..maths.scaling import scaled
-from ..maths.tensors import compute_dtype, shaped
-from .bound import BoundPlan, Run
-from .forwards.forward import Strengths
+from ..maths.tensors import compute_dtype
+from .bound import BoundPlan, Run, seen
+from .forwards.forward import in_own_dtypes, narrowing, outliving
+from .geometry import working_dtype
 from .plan import BypassPlan, Met
 
-ALONE = (1.0,)
+T = TypeVar("T")
+Read = Callable[[torch.dtype, torch.device], T]
+"""Reads a module's weight or bias in a dtype, float32 or float64, on a device."""
 
 
 def alone_in(plan: BypassPlan) -> Layer | None:
@@ -42,11 +46,12 @@ class WholePlan:
     def __init__(self, plan: BypassPlan, layer: Layer, x: Tensor, dropout: float = 0.0) -> None:
         self.plan, self.layer, self.geometry = plan, layer, plan.geometry
         self.made_for = (x.dtype, x.device, dropout)
-        # Takes no memory: for layers that need only the weight's shape, dtype and device.
-        like = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
-        self.like = like.expand(self.geometry.shape)
-        self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
-        """A plan that adds nothing, used for the working dtype and the shape of inputs."""
+        self.dtype = working_dtype(x)
+        with outliving():
+            # Takes no memory: for layers that need only the weight's shape, dtype and device.
+            like = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
+            self.like = like.expand(self.geometry.shape)
+        self._reads_weight = layer.reads_weight
         self._kept: tuple[WholePass, Tensor, Tensor | None] | None = None
         """A pass that serves all later ones, with the factor of the outputs and the module's bias.
 
@@ -54,73 +59,63 @@ class WholePlan:
         self._inside: BoundPlan | None = None
         self._beside: BoundPlan | None = None
 
-    def begun(
-        self, x: Tensor, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
-    ) -> WholePass | None:
-        """The values for one pass; None where the layer cannot act on the module's input and output.
+    def begun(self, x: Tensor, weight: Read[Tensor], bias: Read[Tensor | None]) -> WholePass | None:
+        """The values for one pass; None where the layer cannot act on the module's input and output."""
+        if self._kept is not None:
+            kept, factor, own = self._kept
+            # A tensor that has moved to another dtype or device is still the same object.
+            here = factor.dtype == self.like.dtype and factor.device == x.device
+            if here and own is bias(self.like.dtype, x.device):
+                return kept
+        # For a small layer these contexts take long, so they are entered only where needed.
+        if torch.is_inference_mode_enabled() or narrowing(x.device) is not None:
+            with outliving(), in_own_dtypes(x.device):
+                return self._begun_anew(x, weight, bias)
+        return self._begun_anew(x, weight, bias)
 
-        `weight` and `bias` give the values in float32 or float64.
-        """
-        stage = self.plan.stages[0]
-        if self._kept is not None and (kept := self.again(x, bias())) is not None:
-            return kept
-        met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
+    def _begun_anew(self, x: Tensor, weight: Read[Tensor], bias: Read[Tensor | None]) -> WholePass | None:
+        like, geometry, stage = self.like, self.geometry, self.plan.stages[0]
+        met = weight(like.dtype, x.device).view(like.shape) if self._reads_weight else like
         sides = self.layer.sides(met)
-        if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
+        if sides.inputs is not None and sides.inputs.size != like.shape[1]:
             return None
-        inside = beside = None
         # A plan that does not follow the layer's tensors would keep the graph of this pass.
+        inside = beside = None
         if sides.inside:
-            inside = self._inside or self.bound(sides.inside, x)
+            inside = self._inside or self._bound(sides.inside, x)
             self._inside = inside if inside.follows else None
         if sides.beside:
-            beside = self._beside or self.bound(sides.beside, x)
+            beside = self._beside or self._bound(sides.beside, x)
             self._beside = beside if beside.follows else None
-        dtype = self.plain.dtype
         outputs, inputs = sides.outputs, sides.inputs
-        if dtype != met.dtype:
-            outputs, inputs = moved((outputs, inputs), x.device, dtype)
-        own = bias() if stage.biases or outputs is not None else None
-        biases: tuple[Tensor, ...] = ()
+        if self.dtype != met.dtype:
+            outputs, inputs = moved((outputs, inputs), x.device, self.dtype)
+        own = bias(like.dtype, x.device) if stage.biases or outputs is not None else None
+        changes: tuple[Tensor, ...] = ()
         if stage.biases:
             # Zeros stand in for a missing bias: an additive change needs only the size, and scaling leaves
             # zeros.
-            before = self.like.new_zeros(self.geometry.outputs) if own is None else own
-            biases = tuple(part.part.delta(before).to(dtype) for part in stage.biases)
-        shown = None if own is None else self.geometry.per_channel(own.to(dtype))
-        begun = WholePass(self, self.plain.seen, sides, outputs, inputs, shown, biases, inside, beside)
-        if isinstance(outputs, Diagonal) and not (inputs or sides.inside or sides.beside or biases):
-            extra = outputs.extra
-            if any(extra is tensor for tensor in self.plan.tensors):
-                self._kept = begun, extra, own
+            before = like.new_zeros(geometry.outputs) if own is None else own
+            changes = tuple(slot.part.delta(before).to(self.dtype) for slot in stage.biases)
+        shown = None if own is None else geometry.per_channel(own.to(self.dtype))
+        begun = WholePass(self, outputs, inputs, shown, changes, inside, beside)
+        if isinstance(outputs, Diagonal) and not (inputs or sides.inside or sides.beside or changes):
+            factor = outputs.extra
+            if any(factor is tensor for tensor in self.plan.tensors):
+                self._kept = begun, factor, own
         return begun
 
-    def again(self, x: Tensor, bias: Tensor | None) -> WholePass | None:
-        """The pass that was kept, if this is the bias that it holds, and no tensor has moved since."""
-        if self._kept is None:
-            return None
-        kept, extra, own = self._kept
-        if own is not bias:
-            return None
-        for tensor in (extra, own):
-            if tensor is not None and not (tensor.dtype == self.like.dtype and tensor.device == x.device):
-                return None
-        return kept
-
-    def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan:
+    def _bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan:
         """A plan that adds these forms."""
         met = Met(tuple((form, None, 0) for form in forms), (), ())
-        return BoundPlan(self.plan, met, x, self.plain.dropout)
+        return BoundPlan(self.plan, met, x, self.made_for[2])
 
 
 @dataclass
 class WholePass:
-    """One pass of a `WholePlan`, with the methods of a `BoundPlan`."""
+    """One pass of a `WholePlan`, as `Acting`."""
 
-    whole: WholePlan
-    seen: Run
-    """As in `BoundPlan`."""
-    sides: Sides
+    plan: WholePlan
     outputs: Operator | None
     inputs: Operator | None
     bias: Tensor | None
@@ -129,37 +124,34 @@ class WholePass:
     """The changes of the bias."""
     inside: BoundPlan | None
     beside: BoundPlan | None
-    turned: Tensor | None = None
-    """The input after `inputs`."""
     operates: bool = field(default=True, init=False)
 
-    def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
-        """As in `BoundPlan`."""
-        x, geometry = self.seen(x), self.whole.geometry
+    def fed(self, x: Tensor) -> Tensor:
         if self.inputs is None:
-            return x, x
-        self.turned = geometry.first(self.inputs.product(geometry.last(x)))
-        return x, self.turned
+            return x
+        geometry = self.plan.geometry
+        vectors = geometry.last(seen(x, geometry, self.plan.dtype))
+        return geometry.first(self.inputs.product(vectors)).view(x.shape).to(x.dtype)
 
-    def finish(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> Tensor:
-        """As in `BoundPlan`."""
-        total = self.seen(y)
+    def finish(self, x: Tensor, fed: Tensor, y: Tensor, run: Run) -> Tensor:
+        geometry, outputs, bias = self.plan.geometry, self.outputs, self.bias
+        # Operators take vectors in any shape, and this step takes long beside a small layer.
+        total = (
+            y if y.dtype == self.plan.dtype and not geometry.kernel else seen(y, geometry, self.plan.dtype)
+        )
         if self.inside is not None:
-            total = self.inside.beside(x if self.turned is None else self.turned, total, ALONE)
-        total = self._on_outputs(total)
-        if self.beside is not None:
-            total = self.beside.beside(x, total, ALONE)
-        for change in self.biases:
-            total = total + self.whole.geometry.per_channel(change)
-        return shaped(total, y.shape).to(y.dtype)
-
-    def _on_outputs(self, y: Tensor) -> Tensor:
-        """y with `outputs` applied to everything but the bias."""
-        outputs, bias, geometry = self.outputs, self.bias, self.whole.geometry
-        if outputs is None:
-            return y
+            total = self.inside.finish(fed, fed, total, run)
+        # On everything but the bias.
         if isinstance(outputs, Diagonal):
             extra = geometry.per_channel(outputs.extra) if geometry.kernel else outputs.extra
-            return scaled(y, extra, bias)
-        output = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
-        return output if bias is None else output + bias
+            total = scaled(total, extra, bias)
+        elif outputs is not None:
+            vectors = geometry.last(total if bias is None else total - bias)
+            total = geometry.first(outputs.product(vectors))
+            total = total if bias is None else total + bias
+        if self.beside is not None:
+            total = self.beside.finish(x, x, total, run)
+        for change in self.biases:
+            total = total + geometry.per_channel(change)
+        total = total if total.shape == y.shape else total.view(y.shape)
+        return total if total.dtype == y.dtype else total.to(y.dtype)

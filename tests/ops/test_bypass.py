@@ -357,7 +357,7 @@ KINDS_OF_HOOKS = ("ia3-peft", "loha", "lora-dora-out", "ia3-peft", "oftv2", "loh
 
 
 def test_another_plan_in_place_of_the_first() -> None:
-    """One that acts in another way, which takes other hooks: it adds, scales outputs, or turns the input."""
+    """It adds, scales outputs, or turns the input, which takes other hooks."""
     case = MODULES["linear"]
     module, x = case.module(), case.input()
     plain = copy.deepcopy(module)
@@ -368,8 +368,12 @@ def test_another_plan_in_place_of_the_first() -> None:
         hooks.strengths = hooks.plan.strengths
         wanted = patched(copy.deepcopy(plain), x, ([one],))
         torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    # One that scales outputs needs the hook of one that adds, so a pass may begin with it.
     hooks.plan = chained(case, ([plans[0]],))
     hooks.before_pass = lambda x: setattr(hooks, "plan", chained(case, ([plans[1]],)))
+    wanted = patched(copy.deepcopy(plain), x, ([plans[1]],))
+    torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    hooks.before_pass = lambda x: setattr(hooks, "plan", chained(case, ([plans[-2]],)))
     with pytest.raises(lyc.LycorisError, match=r"`before_pass` has set a plan that needs other hooks"):
         module(x)
     hooks.remove()
