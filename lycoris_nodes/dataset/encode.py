@@ -240,7 +240,7 @@ class Encoding:
             if path not in self._hashes:
                 self._hashes[path] = hash_of(path)
         except OSError as error:
-            raise TrainError("the file cannot be read", file=str(path), got=error.strerror) from error
+            raise TrainError("E-config-file-unreadable", file=str(path), got=error.strerror) from error
         return Source(path, self._hashes[path], fitted, mirrored, None, cut, self.settings.frame_rate)
 
     def _key(
@@ -321,12 +321,7 @@ class Encoding:
             values |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
                 if not of_it.noise_mask.any():
-                    raise TrainError(
-                        "all of the clip is given to the model",
-                        got=number_of(len(pixels), "frame"),
-                        expected="frames to be made between the first and the last",
-                        hint="Raise `frames`, take a longer clip, or set `first_frames` to first",
-                    )
+                    raise TrainError("E-clip-all-given", got=number_of(len(pixels), "frame"))
                 values[NOISE_MASK] = of_it.noise_mask
         if mask is not None and not (of_it.masked or (giving and giving.masked)):
             values["mask"] = (mask * 255).round().to(torch.uint8)
@@ -335,14 +330,5 @@ class Encoding:
 
 def _nothing_to_learn(path: Path, mask: Source | None) -> TrainError:
     if mask:
-        return TrainError(
-            "the mask leaves nothing of its picture",
-            file=str(mask.path),
-            expected="white in the parts to learn",
-        )
-    return TrainError(
-        "the picture is transparent everywhere, and transparent parts are not learned",
-        file=str(path),
-        expected="a part that is opaque",
-        hint="Take it out of the folder, or set `transparent` to white or black",
-    )
+        return TrainError("E-picture-mask-leaves-nothing", file=str(mask.path))
+    return TrainError("E-picture-transparent", file=str(path))

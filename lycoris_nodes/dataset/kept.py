@@ -65,10 +65,7 @@ class Kept:
             FORM.write(path, value)
         except (WriteError, OSError) as error:
             raise WriteError(
-                "encoded pictures or captions cannot be kept on disk",
-                file=str(path),
-                got=getattr(error, "problem", str(error)),
-                hint="Free some space, or turn `keep` off",
+                "E-encodings-not-kept", file=str(path), got=getattr(error, "problem", str(error))
             ) from error
         self._used.add(path)
         return value

@@ -93,10 +93,7 @@ def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
         (width, height), (wide, high) = mask.size, fitted.source
         if abs(width * high - height * wide) > NEAR * width * high:
             raise TrainError(
-                "the mask has another shape than its picture",
-                file=str(path),
-                got=f"{width} x {height}",
-                expected=f"{wide} x {high}, or the same proportions",
+                "E-mask-shape-differs", file=str(path), width=width, height=height, wide=wide, high=high
             )
         return _weights(mask.resize(fitted.source, Image.Resampling.BILINEAR), fitted)
 
@@ -144,12 +141,7 @@ def upright(path: Path, opened: Image.Image) -> tuple[Image.Image, Image.Image |
     """The upright picture in RGB, and its opacity; None where all of it is opaque."""
     picture = ImageOps.exif_transpose(opened)
     if picture.mode == "F":
-        raise TrainError(
-            "the range of the picture's colours is unknown",
-            file=str(path),
-            got="floating-point numbers",
-            hint="Save it with 8 bits a colour",
-        )
+        raise TrainError("E-picture-range-unknown", file=str(path))
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         # 16 bits a colour: Pillow would clip the values at 255.
         values = np.asarray(picture).astype(np.float64) / 257
@@ -178,11 +170,10 @@ def _readable(path: Path) -> Generator[None]:
         is_huge = isinstance(error, Image.DecompressionBombError)
         remedy = "Make it smaller" if is_huge else "Save it again as PNG or JPEG"
         raise TrainError(
-            "the picture cannot be read",
+            "E-picture-unreadable",
             file=str(path),
-            # Pillow's own message names a Python object, not the file.
+            remedy=remedy,
             got="no picture"
             if isinstance(error, UnidentifiedImageError)
             else getattr(error, "strerror", None) or str(error),
-            hint=f"{remedy}, or take it out of the folder",
         ) from error

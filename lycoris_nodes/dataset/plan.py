@@ -169,13 +169,7 @@ def _check_targets(folder: PictureFolder) -> None:
     """Raise TrainError for references without their picture: they would be trained on as pictures."""
     alone = [name for name in folder.left_out.get(ALONE, ()) if BESIDE.fullmatch(alike(Path(name).stem))]
     if alone:
-        raise TrainError(
-            "there are references without their picture",
-            file=str(folder.path),
-            got=few(alone),
-            expected="a picture or clip with the same name without `_control`, `_reference` or `-condlabel`",
-            hint="Put it there, or rename those that are pictures to be learned",
-        )
+        raise TrainError("E-reference-without-picture", file=str(folder.path), got=few(alone))
 
 
 def _check_references(planned: Sequence[Planned], shown: Shown, settings: PictureSettings) -> None:
@@ -190,20 +184,20 @@ def _check_references(planned: Sequence[Planned], shown: Shown, settings: Pictur
         ):
             if len(paths) > number:
                 raise TrainError(
-                    f"there are more {what} than the model takes" if number else f"the model takes no {what}",
+                    "E-references-too-many" if number else "E-references-not-taken",
                     file=str(picture.found.path),
+                    what=what,
                     got=few([path.name for path in paths]),
-                    expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
-                    hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
-                    "folders such as `control`, are references. Rename them if they are not"
-                    + (f"; for {takes.instead}, set `references` to it" if takes and takes.instead else ""),
+                    most=number,
+                    otherwise=f"; for {takes.instead}, set `references` to it"
+                    if takes and takes.instead
+                    else "",
                 )
         if picture.found.references and shown.references is None and picture.clip is None:
             raise TrainError(
-                "the model takes references of clips, and this is a picture",
+                "E-references-of-clips-only",
                 file=str(picture.found.path),
                 got=few([path.name for path in picture.found.references]),
-                hint="Take its references out of the folder",
             )
         for path in picture.found.still_references:
             kind = shown.references
@@ -213,22 +207,18 @@ def _check_references(planned: Sequence[Planned], shown: Shown, settings: Pictur
             wanted = max(view.cut.start + view.cut.count for view in picture.views if view.cut)
             if control.frames < wanted:
                 raise TrainError(
-                    "a clip is shorter than the one that it belongs to",
+                    "E-clip-shorter-than-its-clip",
                     file=str(path),
+                    wanted=wanted,
+                    name=picture.found.name,
                     got=number_of(control.frames, "frame"),
-                    expected=f"at least {wanted}, as {picture.found.name}",
-                    hint="Make both equally long, or lower `frames` or `cuts`",
                 )
 
 
 def _check_sounds(planned: Sequence[Planned], shown: Shown, settings: PictureSettings) -> None:
     """Raise TrainError for what a model that only makes clips with sound cannot learn."""
     if shown.sound is None:
-        raise TrainError(
-            "the model only makes clips with sound",
-            key="audio_vae",
-            hint="Link its audio VAE, so that the sound of the clips is learned too",
-        )
+        raise TrainError("E-clips-need-sound", key="audio_vae")
     rest = [picture.found.name for picture in planned if picture.clip is None or not picture.clip.sounds]
     rest += [
         picture.found.name
@@ -238,22 +228,18 @@ def _check_sounds(planned: Sequence[Planned], shown: Shown, settings: PictureSet
         and picture.views[0].cut.count < settings.frame_least
     ]
     if rest:
-        raise TrainError(
-            f"the model only learns clips with sound of at least {settings.frame_least} frames",
-            got=few(rest),
-            hint=f"Take the others out of the folder, and set `frames` to at least {settings.frame_least}",
-        )
+        raise TrainError("E-clips-with-sound-too-short", frame_least=settings.frame_least, got=few(rest))
 
 
 def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[Planned]:
     pictures = folder.pictures
     if settings.held_out >= len(pictures):
         raise TrainError(
-            f"held_out leaves no picture to train on: the folder has {len(pictures)}",
+            "E-held-out-leaves-nothing",
             key="held_out",
+            pictures=len(pictures),
+            most=len(pictures) - 1,
             got=str(settings.held_out),
-            expected=f"at most {len(pictures) - 1}",
-            hint="Hold out fewer, or add pictures",
         )
     # Chosen by a hash of the name, so that adding pictures changes few of the held-out ones.
     ordered = sorted(pictures, key=lambda picture: key_of(picture.name))
@@ -262,11 +248,11 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
     missing = [picture.name for picture, text in zip(pictures, texts, strict=True) if not text]
     if missing:
         raise TrainError(
-            "there are pictures without a caption",
+            "E-pictures-without-caption",
             file=str(folder.path),
-            got=f"{len(missing)} of {len(pictures)}: {few(missing)}",
-            expected="a text file of the same name beside each",
-            hint="Write what is in each picture, or set a trigger word, which is then their caption",
+            without=len(missing),
+            pictures=len(pictures),
+            missing=few(missing),
         )
     planned: list[Planned] = []
     bad: list[TrainError] = []
@@ -277,12 +263,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             bad.append(error)
             continue
         if target.mask and is_film(target.mask):
-            raise TrainError(
-                "a mask is a picture, and holds for all frames of its clip",
-                file=str(target.mask),
-                expected=f"a file that ends in {', '.join(PICTURES)}",
-                hint="Save one frame of it as PNG, or take it out of the folder",
-            )
+            raise TrainError("E-mask-for-clip-not-picture", file=str(target.mask), pictures=PICTURES)
         planned += sizes
         update(number, len(pictures))
     if bad:
@@ -334,9 +315,10 @@ def together(errors: Sequence[TrainError], folder: PictureFolder) -> TrainError:
     for error in errors:
         names.setdefault(error.problem, []).append(Path(error.file or "").name)
     return TrainError(
-        f"{len(errors)} files cannot be used",
+        "E-dataset-files-unusable",
         file=str(folder.path),
-        got="; ".join(f"{problem}: {', '.join(files)}" for problem, files in names.items()),
+        count=len(errors),
+        got="; ".join((f"{problem}: {', '.join(files)}" for problem, files in names.items())),
         hint=". ".join(dict.fromkeys(error.hint for error in errors if error.hint)),
     )
 
@@ -360,11 +342,10 @@ def _check_cut(path: Path, fitted: PictureFit, settings: PictureSettings) -> Non
     """Raise TrainError if more of the picture would be cut off than is allowed."""
     if fitted.lost > settings.cut_off:
         raise TrainError(
-            "more of the picture would be cut off than is allowed",
+            "E-picture-cut-too-much",
             file=str(path),
+            cut_off=f"{settings.cut_off:.0%}",
             got="{:.0%} of {} x {}".format(fitted.lost, *fitted.source),
-            expected=f"at most {settings.cut_off:.0%}",
-            hint="Cut it yourself, take it out of the folder, or raise `cut_off`",
         )
 
 

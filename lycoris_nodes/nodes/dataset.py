@@ -250,12 +250,7 @@ class LycorisDataset(io.ComfyNode):
         films = own_rate is not None and frame_step is not None
         sides = sorted({*(resolution or [family.resolution])}, reverse=True)
         if wrong := [side for side in sides if side % 1 or side > LARGEST]:
-            raise TrainError(
-                "the resolution cannot be used",
-                key="resolution",
-                got=str(wrong[0]),
-                expected=f"a whole number of pixels, at most {LARGEST}",
-            )
+            raise TrainError("E-resolution-unusable", key="resolution", largest=LARGEST, got=str(wrong[0]))
         settings = PictureSettings(
             resolutions=tuple(map(int, sides)),
             step=step,
@@ -270,10 +265,7 @@ class LycorisDataset(io.ComfyNode):
         )
         if settings.resolutions[-1] < step:
             raise TrainError(
-                "the resolution is too low for the model",
-                key="resolution",
-                got=str(settings.resolutions[-1]),
-                expected=f"at least {step}",
+                "E-resolution-too-low", key="resolution", step=step, got=str(settings.resolutions[-1])
             )
         cpu = torch.device("cpu")
         pictures = PictureFolder.of(picture_folder(folder), clips=films)
@@ -300,11 +292,10 @@ class LycorisDataset(io.ComfyNode):
         if shown.listener and giving and giving.takes.hears and settings.frame_rate != own_rate:
             # The host's nodes share out what is heard at this rate.
             raise TrainError(
-                "the model hears sound at its own frame rate alone",
+                "E-sound-frame-rate-fixed",
                 key="frame_rate",
                 got=f"{settings.frame_rate:g}",
                 expected=f"{own_rate:g}",
-                hint="Set it to auto, or unlink `audio_encoder`",
             )
         dataset = prepared(
             pictures,

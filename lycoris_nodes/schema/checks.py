@@ -272,7 +272,7 @@ def _named(
         else:
             hint = "Take it out: it may be of another version of the node"
         expected = ", ".join(names.values())
-        raise LycorisError("there is no such input", key=name, expected=expected, hint=hint)
+        raise LycorisError("E-input-unknown", key=name, expected=expected, hint=hint)
     return known, {name: value for name, value in values.items() if name in names}
 
 
@@ -285,8 +285,7 @@ def _checked(item: Any, value: Any, parameters: Mapping[str, Any], judged: Conta
         check(where, kind, each)
     options = getattr(item, "options", None)
     if options and item.id not in judged and value not in options:
-        problem = f"the value of `{item.id}` is none of its choices"
-        raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
+        raise LycorisError("E-input-not-a-choice", id=item.id, got=_shown(value), expected=", ".join(options))
     return _read(item, value)
 
 
@@ -295,7 +294,7 @@ def _alone(item: Any, value: Any) -> Any:
     if is_many(item) or not isinstance(value, list):
         return value
     if len(value) != 1:
-        raise LycorisError(f"the input `{item.id}` takes one value", got=f"{len(value)} values", expected="1")
+        raise LycorisError("E-input-takes-one-value", id=item.id, count=len(value))
     return value[0]
 
 
@@ -309,7 +308,7 @@ def check(name: str, kind: str, value: object) -> None:
     """Raise LycorisError for a value of the input `name` that is not of the host's type `kind`."""
     fits, expected = KINDS[kind]
     if not fits(value):
-        raise LycorisError(f"the input `{name}` cannot be used", got=_shown(value), expected=expected)
+        raise LycorisError("E-input-unusable", name=name, got=_shown(value), expected=expected)
 
 
 def file_stamp(name: str, file: str | None, stamp: Callable[[str], str]) -> str:

@@ -254,10 +254,7 @@ class BoundPlan:
         """
         kernel, places = len(self.geometry.kernel), self.places
         if places is None:
-            raise LycorisError(
-                "the strength of a layer differs over places, but no places are set",
-                expected="`Bypass.places` to be set before a pass",
-            )
+            raise LycorisError("E-places-not-set")
         samples = len(places.pictures)
         grid = tuple(y.shape[-kernel:]) if kernel else places.grid
         factors = where.over(places, grid, compute_dtype(y.dtype), y.device)
@@ -413,9 +410,4 @@ def _on_all_rows(
 
 
 def _other_count(got: str, expected: str) -> LycorisError:
-    return LycorisError(
-        "a layer with a mask got a different number of tokens than its places have",
-        got=got,
-        expected=expected,
-        hint="Take the mask away, or the layer out of the stack by a rule of weight 0",
-    )
+    return LycorisError("E-masked-tokens-miscount", got=got, expected=expected)

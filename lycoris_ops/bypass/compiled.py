@@ -77,11 +77,7 @@ def stands_apart(*tensors: Tensor) -> bool:
 
 def _at(number: Tensor, x: Tensor) -> Any:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise LycorisError(
-            "a bypass cannot be part of a CUDA graph, which would repeat the strengths of its first pass",
-            expected='the backend "inductor" of torch.compile, which leaves it out of such graphs',
-            hint="Choose this backend, or merge the adapter",
-        )
+        raise LycorisError("E-bypass-in-cuda-graph")
     return _acting[int(number)]
 
 

@@ -94,11 +94,7 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
     if values is not None:
         return values
     raise LycorisError(
-        "the values of a weight are packed, and cannot be read here",
-        weight=path,
-        got=f"{type(value).__name__} of {value.dtype}",
-        expected="a floating-point dtype",
-        hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
+        "E-packed-values-unreadable", weight=path, name=type(value).__name__, dtype=value.dtype
     )
 
 
@@ -133,14 +129,7 @@ class Hiding:
 def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
     """Raise LycorisError for a weight on the meta device, unless the pass runs there too."""
     if value.is_meta and device.type != "meta":
-        raise LycorisError(
-            "the values of a weight are not in memory",
-            weight=path,
-            got="a tensor on the device meta",
-            expected=f"values on {device} or a device that it can be copied from",
-            hint="They are loaded within each pass, but not by a hook of accelerate on this module: choose "
-            'an algorithm whose change does not depend on the weight, and form="bypass"',
-        )
+        raise LycorisError("E-values-not-in-memory", weight=path, device=str(device))
 
 
 def shards(module: nn.Module) -> bool:
@@ -181,7 +170,7 @@ class Bypass:
         own = geometry_of(module)
         if own != plan.geometry:
             raise LycorisError(
-                "the plan was made for another module", key=name, got=str(own), expected=str(plan.geometry)
+                "E-plan-for-another-module", key=name, got=str(own), expected=str(plan.geometry)
             )
         self.module = module
         self._plan: BypassPlan = plan
@@ -259,11 +248,7 @@ class Bypass:
         for hook in hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, Bypass) and not (other.plan.additive and self.plan.additive):
-                raise LycorisError(
-                    "another bypass is on this module already",
-                    key=self.name,
-                    hint='Make one of two networks with form="rebuilt", or join two plans by BypassPlan.then',
-                )
+                raise LycorisError("E-bypass-already-on-module", key=self.name)
         if self._turns is None:
             self._turns = self._may_turn()
         compiled.see_hooks()
@@ -447,11 +432,7 @@ class Bypass:
             self.before_pass(own)
             if self._acts != acts:
                 raise LycorisError(
-                    "`before_pass` has set a plan that needs other hooks than those of this pass",
-                    key=self.name,
-                    got=f"a plan that acts {self._acts} the module",
-                    expected=f"one that acts {acts} it",
-                    hint="Set the plan before the pass",
+                    "E-bypass-plan-needs-other-hooks", key=self.name, acts=self._acts, hooks=acts
                 )
         # With `apart` the output has another shape, whatever the strengths are.
         if not (self.apart or any(map(any, self.strengths))):

@@ -126,13 +126,7 @@ class BypassPlan:
         for part, *_ in stage.layers:
             part.check_fit(geometry.shape)
             if reason := bypass_refusal(part):
-                raise LayerError(
-                    "a layer cannot be bypassed",
-                    file=part.file,
-                    key=part.key,
-                    got=reason,
-                    hint="Merge it into the weight",
-                )
+                raise LayerError("E-layer-not-bypassed", file=part.file, key=part.key, got=reason)
         for part, *_ in stage.biases:
             part.check_fit((geometry.outputs,))
         return cls(geometry, (stage,))
@@ -152,11 +146,7 @@ class BypassPlan:
             stages.append(stage)
         joined = replace(self, stages=tuple(stages))
         if joined.formed and joined.placed:
-            raise LayerError(
-                "a layer whose strength differs over places cannot be bypassed before or after another stack",
-                got="a layer that depends on the weight as the other stack changes it",
-                hint="Join the two stacks into one, and apply them together",
-            )
+            raise LayerError("E-places-beside-another-stack")
         return joined
 
     def slots(self) -> Iterator[Slot]:

@@ -67,11 +67,7 @@ def _because(asked: Asked, expert: Expert, hidden: Any) -> str:
     expert_told, because = told_expert(getattr(asked, link), hidden, link)
     if expert_told not in (None, expert):
         raise TrainError(
-            "this model is the other one of the two experts",
-            key=link,
-            got=f"the {expert_told} one, {because}",
-            expected=f"the {expert} one",
-            hint="Link the high-noise model to `model`, and the low-noise one to `low_noise_model`",
+            "E-expert-is-the-other", key=link, expert_told=expert_told, because=because, expert=expert
         )
     return because or f"as it is linked to {link}"
 
@@ -82,12 +78,9 @@ def _check_pair(asked: Asked) -> None:
     kinds = [(type(model).__name__, family_of(model).boundary) for model in models]
     if models[0] is models[1] or kinds[0] != kinds[1] or kinds[0][1] is None:
         raise TrainError(
-            "these are not the two experts of one model",
+            "E-experts-do-not-match",
             key="low_noise_model",
             got="the same model twice" if models[0] is models[1] else " and ".join(map(_in_words, kinds)),
-            expected="the high-noise and the low-noise model of Wan 2.2 of 14 B, both text-to-video or both "
-            "image-to-video",
-            hint="Unlink `low_noise_model` to train `model` alone",
         )
     for name, neutral, what in (
         ("expert", AS_FAMILY, "each model is trained at its own part of the noise"),
@@ -96,20 +89,15 @@ def _check_pair(asked: Asked) -> None:
     ):
         if getattr(asked, name) != neutral:
             raise TrainError(
-                f"with both experts linked, {what}",
+                "E-experts-setting-unusable",
                 key=name,
+                what=what,
                 got=str(getattr(asked, name)) if neutral is not None else "a link",
                 expected=repr(neutral) if neutral is not None else "none",
-                hint="Or unlink `low_noise_model`, and train each expert by itself",
             )
     unclear = [expert for expert in LINKS if expert_of(named_for(asked.filename_prefix, expert)) != expert]
     if unclear:
-        raise TrainError(
-            "the files of a pair get names that end in high_noise and low_noise",
-            key="filename_prefix",
-            got=asked.filename_prefix,
-            expected="a name and folders that say neither",
-        )
+        raise TrainError("E-pair-name-ends-in-noise", key="filename_prefix", got=asked.filename_prefix)
 
 
 def _in_words(kind: tuple[str, float | None]) -> str:

@@ -24,7 +24,6 @@ from ....lycoris_ops import (
     TrainResult,
     faults_in_comfy,
     join_networks,
-    number_of,
     paragraph,
     search_network,
     train_network,
@@ -460,11 +459,7 @@ def _opened(asked: Asked, passes: int) -> AbstractContextManager[tuple[Session, 
     """A context in which the model, and the text encoders if they are trained, are open for training."""
     for name in ("captions", "regularisation_captions", "validation_captions"):
         if getattr(asked, name) and asked.clip is None:
-            raise TrainError(
-                "there are captions as text, but no text encoder to train with them",
-                key=name,
-                hint=f"Link `clip` to train the text encoders, or unlink `{name}`",
-            )
+            raise TrainError("E-caption-texts-without-encoder", key=name)
     recompute = is_checkpointed(asked.model, asked.checkpointing)
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
     size = asked.batch_size * passes
@@ -497,7 +492,7 @@ def _beside(
     )
     if not latents and (captions or texts):
         captions_input = "positive" if captions else "captions"
-        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_{captions_input}")
+        raise TrainError("E-captions-without-latents", key=f"{kind}_{captions_input}", called=called)
     if not latents:
         return []
     captions, texts = captions or usual[0], texts or usual[1]
@@ -556,13 +551,11 @@ def _check_samples(asked: Asked, session: Session, shapes: Sequence[torch.Size])
             check_vae(asked.vae, shapes[0])
         return
     raise TrainError(
-        "samples on the way are pictures, and those of this model cannot be shown",
+        "E-samples-not-shown"
+        if asked.vae is not None or not has_pictures(shapes)
+        else "E-samples-not-decoded",
         key="sample_every" if asked.vae is None else "vae",
         got=type(session.model).__name__,
-        hint="Unlink `vae` and set `sample_every` to 0. For a sound model, listen to checkpoints "
-        "(`checkpoint_every`)"
-        if asked.vae is not None or not has_pictures(shapes)
-        else "Link `vae` if the model makes pictures, or set `sample_every` to 0",
     )
 
 
@@ -615,10 +608,7 @@ def _prompts(
     """The prompts with their seeds and sizes. Raises TrainError for a size that the model cannot make."""
     if len(settings) > len(texts):
         raise TrainError(
-            "there are more lines than prompts to sample",
-            key="sample_settings",
-            got=f"{len(settings)} lines and {number_of(len(texts), 'prompt')}",
-            hint="Link the encoded prompts to `sample_positive`",
+            "E-sample-lines-too-many", key="sample_settings", lines=len(settings), prompts=len(texts)
         )
     settings = [*settings, *[(None, None)] * (len(texts) - len(settings))]
     grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
@@ -628,10 +618,10 @@ def _prompts(
         if size:
             if any(side % grid or not side for side in size):
                 raise TrainError(
-                    "the model makes no pictures of this size",
+                    "E-size-not-for-model",
                     key=f"sample_settings, line {number}",
+                    grid=grid,
                     got="{} x {}".format(*size),
-                    expected=f"multiples of {grid}",
                 )
             first, *others = shapes
             own = [torch.Size((*first[:-2], size[1] // pixels, size[0] // pixels)), *others]

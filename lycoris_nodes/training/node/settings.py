@@ -85,19 +85,13 @@ def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
     stack.check_constant("be trained on")
     names = ", ".join(entry.adapter.name for entry in stack) or "none"
     if len(stack) != 1:
-        raise LycorisError(
-            "a training goes on from one adapter",
-            got=f"a stack of {len(stack)}: {names}",
-            expected="a stack of one",
-            hint="Link one Load LoRA / LyCORIS, without a stack before it",
-        )
+        raise LycorisError("E-training-from-several-adapters", count=len(stack), names=names)
     (entry,) = stack
     if entry.strength != 1 or entry.rules is not None:
         raise LycorisError(
-            "a training goes on from an adapter as it is in its file",
+            "E-training-from-weighted-adapter",
             file=names,
             got=f"strength {entry.strength:g}" + (" and block rules" if entry.rules is not None else ""),
-            expected="strength 1 and no block rules",
         )
     resolve(stack, weight_shapes(model, clip), absent_because="no `clip` is linked").check()
     return entry.adapter
@@ -134,10 +128,9 @@ def text_rate_of(asked: Asked, rate: float | None) -> float:
     own = rate or optimisers()[asked.optimiser].lr
     if not own:
         raise LycorisError(
-            "a rate for the text encoders needs a rate for the model too",
+            "E-encoder-rate-without-rate",
             key="text_learning_rate",
-            got=f"{asked.text_learning_rate:g}, and learning_rate 0",
-            expected="learning_rate above 0",
+            text_learning_rate=f"{asked.text_learning_rate:g}",
         )
     return asked.text_learning_rate / own
 
