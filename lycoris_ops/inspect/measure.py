@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -14,12 +14,12 @@ from torch import Tensor
 from ..algorithms.fitting import Delta
 from ..errors import LycorisError, located
 from ..files.quantised import Codec
-from ..files.weights import ModelSource, Weights, weights_of
+from ..files.weights import ModelSource, weights_of
 from ..files.writing import Progress
 from ..fit.steps import Steps
 from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
-from ..merge.matching import ChangedWeight, places_of
+from ..merge.matching import Matched
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -174,32 +174,32 @@ def examine(
     if not entries:
         raise LycorisError("E-nothing-to-inspect")
     weights = None if base is None else weights_of(base, codec)
-    places, left_out = places_of(entries, weights)
-    return _Examining(entries, places, weights, signs, device).run(progress, left_out)
+    return _Examining(Matched(entries, weights), signs, device).run(progress)
 
 
 @dataclass
 class _Examining:
-    entries: Sequence[Entry]
-    changed: Sequence[ChangedWeight]
-    base: Weights | None
+    matched: Matched
     signs: bool
     device: torch.device | str
     layers: list[LayerMeasure] = field(default_factory=list[LayerMeasure])
     products: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     conflicts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
 
+    def __post_init__(self) -> None:
+        self.entries, self.base = self.matched.entries, self.matched.base
+
     @cached_property
     def blocks(self) -> Blocks | None:
         return None if self.base is None else Blocks(Targets(self.base.shapes))
 
-    def run(self, progress: Progress | None, left_out: Mapping[str, str]) -> Examination:
-        steps = Steps(progress, len(self.changed))
-        for place in self.changed:
-            with located(key=place.name):
-                deltas = place.deltas("weight", 0, self.device, steps.pause)
+    def run(self, progress: Progress | None) -> Examination:
+        steps = Steps(progress, len(self.matched.layers))
+        for name in self.matched.layers:
+            with located(key=name):
+                deltas = self.matched.deltas(name, "weight", 0, self.device, steps.pause)
                 if deltas is not None:
-                    self._add(place, deltas)
+                    self._add(deltas)
             steps.step()
         order = list(self.products)
         if self.blocks is not None:
@@ -211,19 +211,19 @@ class _Examining:
             tuple(order),
             {block: self.products[block] for block in order},
             {block: self.conflicts[block] for block in order if block in self.conflicts},
-            left_out,
+            self.matched.left_out,
         )
 
-    def _add(self, place: ChangedWeight, deltas: Deltas) -> None:
-        block, kind = self._named(place)
-        layers = place.changing("weight")
+    def _add(self, deltas: Deltas) -> None:
+        block, kind = self._named(deltas.layer)
+        layers = self.matched.changing(deltas.layer, "weight")
         index = torch.tensor(deltas.entries)
         strengths = torch.tensor(deltas.strengths, dtype=torch.float64)
         count = len(self.entries)
         gram = self.products.setdefault(block, torch.zeros(count, count, dtype=torch.float64))
         own = deltas.gram() * strengths[:, None] * strengths[None]
         gram[index[:, None], index[None]] += own
-        weight = self._weight(place)
+        weight = self._weight(deltas.layer)
         for at, entry in enumerate(deltas.entries):
             most = min(SPECTRUM, *deltas.shape)
             delta = Delta(
@@ -266,14 +266,16 @@ class _Examining:
             both[index[:, None], index[None]] += counts
             opposite[index[:, None], index[None]] += (counts - products) / 2
 
-    def _weight(self, place: ChangedWeight) -> float | None:
-        return None if self.base is None else math.sqrt(energy_of(self.base.read(place.target.key)))
+    def _weight(self, name: str) -> float | None:
+        if self.base is None:
+            return None
+        return math.sqrt(energy_of(self.base.read(self.matched.target(name).key)))
 
-    def _named(self, place: ChangedWeight) -> tuple[str, str]:
+    def _named(self, name: str) -> tuple[str, str]:
         """The block of a weight, and its kind: one of KINDS, or `other`."""
         if self.blocks is not None:
-            named = self.blocks.of(place.target)
+            named = self.blocks.of(self.matched.target(name))
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")
-        name = LayerName.of(place.name)
-        block = block_in_path(name.path) or name.component or name.path
-        return block, kind_in_path(name.path) or "other"
+        layer = LayerName.of(name)
+        block = block_in_path(layer.path) or layer.component or layer.path
+        return block, kind_in_path(layer.path) or "other"

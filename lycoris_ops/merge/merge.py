@@ -32,7 +32,7 @@ from ..reading.load import title_of
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas
 from .limit import limited
-from .matching import ChangedWeight, places_of
+from .matching import Matched
 from .registry import method_of
 
 Weighted = Stack | Iterable[tuple[Adapter, float]]
@@ -89,13 +89,9 @@ def merge_adapters(
     settings = FitSettings(size or "auto", algorithm, dtype, factor, tucker, largest, seed, device)
     merging = _Merging(adapters, method, options, settings, base, codec, norm_limit)
     if algorithm == SAME:
-        raise LycorisError(
-            "merged adapters may be of several kinds, so no single one can be kept",
-            got=SAME,
-            expected="lora, lokr, full ...",
-        )
+        raise LycorisError("E-merged-kind-not-kept", got=SAME)
     metadata = merging.metadata(size)
-    sources = [merging.source(place, merging.merged) for place in merging.changed]
+    sources = [merging.source(name, merging.merged) for name in merging.matched.layers]
     if prepare:
         prepare(expected(sources, settings))
     if size is None:
@@ -126,18 +122,14 @@ def orthogonal_adapters(
     settings = FitSettings("auto", "lora", dtype, device=device)
     merging = _Merging(adapters, method, options, settings, base, codec)
     if merging.method.parts is None:
-        raise LycorisError(
-            "the result of this merge method is not a sum of one part for each adapter",
-            got=method,
-            expected="tsv",
-        )
+        raise LycorisError("E-merge-result-not-a-sum", got=method)
     metadata = merging.metadata(None)
     adapters_of: list[Adapter] = []
     for index, entry in enumerate(merging.entries):
         sources = [
-            merging.source(place, partial(merging.part, index))
-            for place in merging.changed
-            if index in place.changing()
+            merging.source(name, partial(merging.share, index))
+            for name in merging.matched.layers
+            if index in merging.matched.changing(name)
         ]
         merged = merging.adapter(*exact_layers(sources, settings, progress), metadata)
         assert merged.report is not None
@@ -162,7 +154,7 @@ class _Merging:
         # The stack refuses what is neither an entry nor a pair.
         each: Iterable[Any] = adapters
         stack = Stack(
-            Entry(*cast("tuple[Adapter, float]", one)) if isinstance(one, tuple) else one for one in each
+            Entry(*cast("tuple[Adapter, float]", item)) if isinstance(item, tuple) else item for item in each
         )
         stack.check_constant("be merged with others")
         self.entries = [entry for entry in stack if not entry.off]
@@ -172,61 +164,57 @@ class _Merging:
         self.base = None if base is None else weights_of(base, codec)
         self.norm_limit = norm_limit
         self._check()
-        self.changed, self.left_out = places_of(self.entries, self.base)
+        self.matched = Matched(self.entries, self.base)
 
     def _check(self) -> None:
         least, most = self.method.adapters
         if not least <= len(self.entries) <= most:
             wanted = f"{least} adapters" if least == most else f"at least {least}"
             raise LycorisError(
-                f"the merge method {self.method.name} cannot take this number of adapters",
-                got=f"{len(self.entries)} at a strength other than 0",
-                expected=wanted,
+                "E-merge-count-unusable", name=self.method.name, count=len(self.entries), expected=wanted
             )
         limit = self.norm_limit
         if limit is not None and not 0 < limit < math.inf:
-            raise LycorisError(
-                "the norm limit is a number above 0, or None for no limit",
-                got=repr(limit),
-                expected="such as 1.0",
-            )
+            raise LycorisError("E-norm-limit-unusable", got=repr(limit))
 
-    def source(self, place: ChangedWeight, read: Callable[[ChangedWeight, Pause], Delta]) -> Source:
+    def source(self, name: str, read: Callable[[str, Pause], Delta]) -> Source:
         """What becomes a layer of the result: the change of a weight that `read` merges."""
-        infos = [place.info(*match) for match in place.matches]
-        dtypes = (self.entries[entry].adapter.dtype_of(match.layer) for entry, match in place.matches)
+        layers, shape = self.matched.layers[name], self.matched.shape(name)
+        count = self.matched.count(name)
+        dtypes = (self.entries[entry].adapter.dtype_of(match.layer) for entry, match in layers)
         return Source(
-            name=place.name,
-            shape=place.shape,
-            read=partial(read, place),
-            before=infos[0].words if len(place.layers) == 1 else f"{len(place.layers)} changes",
+            name=name,
+            shape=shape,
+            read=partial(read, name),
+            before=self.matched.info(*layers[0]).words if count == 1 else f"{count} changes",
             dtype=reduce(torch.promote_types, dtypes),
-            only="norm" if len(place.shape) == 1 else None,
+            only="norm" if len(shape) == 1 else None,
         )
 
-    def merged(self, place: ChangedWeight, pause: Pause) -> Delta:
+    def merged(self, name: str, pause: Pause) -> Delta:
         """Merge all changes of a weight and of its bias by the method."""
-        own = self._own(place)
+        own = self._own(name)
         if own is None:
-            return self._change(place, self._combined, pause)
+            return self._change(name, self._combined, pause)
         bias = _bias(own.bias_additive() or ())
-        return Delta(own.additive() or (), place.shape, bias=bias, own=own)
+        return Delta(own.additive() or (), self.matched.shape(name), bias=bias, own=own)
 
-    def _own(self, weight: ChangedWeight) -> Layer | None:
+    def _own(self, name: str) -> Layer | None:
         """The weight's only layer times a factor, if this is all that the method makes; else None."""
-        if self.method.alone is None or len(weight.layers) > 1:
+        if self.method.alone is None or self.matched.count(name) > 1:
             return None
-        entry, match = weight.matches[0]
+        matches = self.matched.layers[name]
+        entry, match = matches[0]
         factor = self.method.alone(match.strength, self.options)
         if self.norm_limit is not None:
             factor = math.copysign(min(abs(factor), self.norm_limit * abs(match.strength)), factor)
-        part = weight.read(entry, match)
+        part = self.matched.read(entry, match)
         layer = part.layer
         # Its other changes, such as of a bias that the model lacks, are not merged.
-        whole = bool(layer.extent) + bool(layer.bias_extent) == len(weight.matches)
+        every = bool(layer.extent) + bool(layer.bias_extent) == len(matches)
         sums = layer.additive() is not None and layer.bias_additive() is not None
         plain = sums and layer.set_bias is None
-        if part.rows or part.window or not whole or not plain or factor == 0.0:
+        if part.rows or part.window or not every or not plain or factor == 0.0:
             return None
         return layer if factor == 1.0 else layer.multiplied(factor)
 
@@ -234,37 +222,36 @@ class _Merging:
         forms = self.method.merge(deltas, self.options)
         return forms if self.norm_limit is None else limited(forms, deltas, self.norm_limit)
 
-    def part(self, entry: int, place: ChangedWeight, pause: Pause) -> Delta:
-        """One adapter's part of the result."""
+    def share(self, entry: int, name: str, pause: Pause) -> Delta:
+        """One adapter's share of the result."""
 
         def own(deltas: Deltas) -> Sequence[Additive]:
             if entry not in deltas.entries:
                 return ()
             assert self.method.parts is not None
-            at = deltas.entries.index(entry)
-            forms = self.method.parts(deltas, self.options)[at]
+            index = deltas.entries.index(entry)
+            forms = self.method.parts(deltas, self.options)[index]
             if self.entries[entry].rules is None:
                 return forms
             # Only the factor of the block rules: the adapter's own strength is applied later.
-            factor = deltas.strengths[at] / self.entries[entry].strength_of(place.target.component)
+            strength = self.entries[entry].strength_of(self.matched.target(name).component)
+            factor = deltas.strengths[index] / strength
             return [form.times(factor) for form in forms]
 
-        return self._change(place, own, pause)
+        return self._change(name, own, pause)
 
-    def _change(
-        self, place: ChangedWeight, merge: Callable[[Deltas], Sequence[Additive]], pause: Pause
-    ) -> Delta:
+    def _change(self, name: str, merge: Callable[[Deltas], Sequence[Additive]], pause: Pause) -> Delta:
         """What `merge` makes of the changes of a weight, and of those of its bias."""
         merged: list[Sequence[Additive]] = []
         for parameter in PARAMETERS:
-            deltas = place.deltas(parameter, self.settings.seed, self.settings.device, pause)
+            deltas = self.matched.deltas(name, parameter, self.settings.seed, self.settings.device, pause)
             merged.append(() if deltas is None else merge(deltas))
         forms, bias = merged
-        return Delta(tuple(forms), place.shape, bias=_bias(bias))
+        return Delta(tuple(forms), self.matched.shape(name), bias=_bias(bias))
 
     def metadata(self, size: Size | None) -> dict[str, str]:
         recipe = {
-            "merged": [_told(entry) for entry in self.entries],
+            "merged": [_recorded(entry) for entry in self.entries],
             "method": self.method.name,
             "options": self.options,
             "norm_limit": self.norm_limit,
@@ -282,7 +269,7 @@ class _Merging:
         adapter = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata, on_parameters=on)
         report = replace(
             report,
-            left_out={**self.left_out, **report.left_out},
+            left_out={**self.matched.left_out, **report.left_out},
             notes=(*self._notes(), *report.notes),
             stays="",
             source_size=sum({entry.adapter.path: entry.adapter.size for entry in self.entries}.values()),
@@ -291,10 +278,11 @@ class _Merging:
 
     def _notes(self) -> Iterator[str]:
         yield f"merged by {self.method.name}: {self.method.source}"
-        alone = sum(len(place.changing()) < len(self.entries) for place in self.changed)
+        layers = self.matched.layers
+        alone = sum(len(self.matched.changing(name)) < len(self.entries) for name in layers)
         if alone:
             yield (
-                f"{alone} of {number_of(len(self.changed), 'layer')} not in every adapter; averages and "
+                f"{alone} of {number_of(len(layers), 'layer')} not in every adapter; averages and "
                 "counts there are over those that have them"
             )
 
@@ -303,7 +291,7 @@ def _bias(forms: Sequence[Additive]) -> Tensor | None:
     return add_up(forms, torch.float32, CPU).flatten() if forms else None
 
 
-def _told(entry: Entry) -> dict[str, Any]:
+def _recorded(entry: Entry) -> dict[str, Any]:
     """An adapter as a recipe records it: its file, the hash of its tensors, and its strengths."""
     adapter = entry.adapter
     return {
