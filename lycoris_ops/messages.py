@@ -1,9 +1,11 @@
-"""The texts of errors in English, by their codes.
+"""The texts of errors and of reports, by their codes.
 
-`messages.json` in a package holds its texts: for each code the `problem` and, where they say more than a
-value, `got`, `expected` and `hint`. `{name}` in a text is replaced by the value of that name. Of several
-values, `{names:list}` gives `a, b, c` and `{names:or}` gives `a, b or c`; of a number, `{count:layer|layers}`
-gives `1 layer` or `2 layers`.
+`messages.json` in a package holds its texts in English. An error has a code such as `E-file-empty`; its
+texts are the `problem` and, where they say more than a value, `got`, `expected` and `hint`. A line of a
+report has a code such as `R-saved-read-back`, and one `text`; see `phrase`.
+
+`{name}` in a text is replaced by the value of that name. Of several values, `{names:list}` gives `a, b, c`
+and `{names:or}` gives `a, b or c`; of a number, `{count:layer|layers}` gives `1 layer` or `2 layers`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ def messages() -> Mapping[str, Mapping[str, str]]:
     return {
         code: texts for file in _FILES for code, texts in json.loads(file.read_text(encoding="utf-8")).items()
     }
+
+
+def phrase(code: str, **values: Value) -> str:
+    """The `text` of a code with its values, as in a line of a report."""
+    return filled(messages()[code]["text"], values)
 
 
 def filled(text: str, values: Mapping[str, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..messages import number_of
+from ..messages import phrase
 from ..names.dialects import GENERIC_NAMES
 from ..writing.save import SaveResult
 from .words import paragraph
@@ -15,7 +15,8 @@ def describe_saved(result: SaveResult) -> str:
     name = Path(result.path)
     # Some tools give all files the same name, so show the folder's too.
     shown = f"{name.parent.name}/{name.name}" if name.stem in GENERIC_NAMES else name.name
-    layers = number_of(result.layers, "layer")
-    lines = [f"{shown}: {layers} with the names of {result.dialect}, {result.size / 1e6:.2f} MB"]
-    lines += [f"  {change}" for change in (*result.changes, *result.in_comfy)]
-    return paragraph([*lines, "  read back: every layer is in the file as it should be", result.path])
+    first = phrase(
+        "R-saved", file=shown, layers=result.layers, dialect=result.dialect, megabytes=result.size / 1e6
+    )
+    changes = [f"  {change}" for change in (*result.changes, *result.in_comfy)]
+    return paragraph([first, *changes, f"  {phrase('R-saved-read-back')}", result.path])

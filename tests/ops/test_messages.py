@@ -1,4 +1,4 @@
-"""Every error has a code whose text is in `messages.json`, and is raised with the values of that text."""
+"""Each error, and each line of a report, has a code with a text in `messages.json` and the values of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import lycoris_ops as lyc
 from lycoris_ops.errors import FileFormatError
-from tests.harness.messages import known_texts, raised, sources, spoken
+from tests.harness.messages import called, known_texts, raised, sources, spoken
 
 PARTS = {"problem", "got", "expected", "hint"}
 PLACES = {"file", "place", "key", "weight"}
@@ -20,6 +20,12 @@ TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
 CALLS: dict[str, list[ast.Call]] = defaultdict(list)
 for _, code, call in raised(TREES):
     CALLS[code].append(call)
+PHRASES: dict[str, list[ast.Call]] = defaultdict(list)
+for node in (node for tree in TREES for node in ast.walk(tree)):
+    if isinstance(node, ast.Call) and called(node) == "phrase":
+        for code in spoken(node.args[0]):
+            PHRASES[code].append(node)
+ERRORS = {code for code in TEXTS if code.startswith("E-")}
 
 
 def names_in(text: str) -> set[str]:
@@ -31,13 +37,24 @@ def values_of(code: str) -> set[str]:
 
 
 def test_every_code_has_a_text_and_every_text_a_code() -> None:
-    assert sorted(TEXTS.keys() - CALLS.keys()) == []
+    assert sorted(ERRORS - CALLS.keys()) == []
     assert [code for code in CALLS if code.startswith("E-") and code not in TEXTS] == []
-    assert [code for code in TEXTS if not re.fullmatch(r"E(-[a-z0-9]+)+", code)] == []
-    assert [code for code, text in TEXTS.items() if "problem" not in text or text.keys() - PARTS] == []
+    assert [code for code in TEXTS if not re.fullmatch(r"[ER](-[a-z0-9]+)+", code)] == []
+    assert [code for code in ERRORS if "problem" not in TEXTS[code] or TEXTS[code].keys() - PARTS] == []
+    assert sorted(PHRASES) == sorted(TEXTS.keys() - ERRORS)
+    assert [code for code in PHRASES if TEXTS[code].keys() != {"text"}] == []
 
 
-@pytest.mark.parametrize("code", sorted(TEXTS))
+@pytest.mark.parametrize("code", sorted(PHRASES))
+def test_a_line_has_the_values_of_its_text(code: str) -> None:
+    for call in PHRASES[code]:
+        given = {word.arg for word in call.keywords}
+        codes = [words for words in spoken(call.args[0]) if words in TEXTS]
+        used = set[str]().union(*map(values_of, codes))
+        assert None in given or values_of(code) <= given <= used, ast.unparse(call)
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS))
 def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
     for call in CALLS[code]:
         given = {word.arg for word in call.keywords}
