@@ -15,7 +15,7 @@ from torch import Tensor
 from ..changes.forms import Additive, Dense, LowRank, plus
 from ..changes.operators import Diagonal, Sides, tensors_of
 from ..errors import LayerError
-from ..maths.dora import changed_lengths, dora_factor, learned_extra, lengths, magnitude_axis
+from ..maths.dora import changed_lengths, dora_factor, learned_changed, learned_extra, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core
@@ -151,21 +151,31 @@ class Factored(Trained):
     def changed(self, weight: Tensor) -> Tensor:
         if self.dora_scale is None:
             return super().changed(weight)
-        whole = plus(weight, self.undecomposed(weight))
-        axis = self.magnitude_axis(weight.shape)
+        plain, axis = self.undecomposed(weight), self.magnitude_axis(weight.shape)
+        if (learned := self._learned(weight, plain)) is not None:
+            return learned_changed(*learned, axis)
+        whole = plus(weight, plain)
         return whole * self._factor(weight, lengths(whole, axis), axis)
 
     def _extra(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """d / norm - 1, a value for each output or input."""
-        form, magnitude = plain[0], self.dora_scale
-        assert magnitude is not None
         # For large weights on a CPU `changed_lengths` is faster: there memory traffic decides.
         forms = weight.numel() <= KEPT or weight.device.type != "cpu"
-        alone = len(plain) == 1 and self.dora == "paper"
-        if forms and alone and isinstance(form, LowRank) and form.up.requires_grad:
-            up, down, magnitude = form.up.to(weight), form.down.to(weight), magnitude.to(weight)
-            return learned_extra(magnitude, weight, up, down, form.scale, axis)
+        if forms and (learned := self._learned(weight, plain)) is not None:
+            return learned_extra(*learned, axis)
         return self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
+
+    def _learned(
+        self, weight: Tensor, plain: Sequence[Additive]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float] | None:
+        """The magnitude, weight, up, down and scale of a LoRA that learns with a DoRA magnitude beside a
+        frozen weight; None for other layers."""
+        form, magnitude = plain[0], self.dora_scale
+        alone = len(plain) == 1 and self.dora == "paper" and not weight.requires_grad
+        if not (alone and isinstance(form, LowRank) and form.up.requires_grad):
+            return None
+        assert magnitude is not None
+        return magnitude.to(weight), weight, form.up.to(weight), form.down.to(weight), form.scale
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """norm(V). A large V is not kept for the backward pass, and not formed for a LoRA that learns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -75,8 +75,22 @@ def learned_extra(
     if transformed() or weight.is_inference():
         return _plain_extra(magnitude, weight, up, down, scale, axis)
     if not torch.is_grad_enabled():
-        return _length_and_factor(magnitude, weight, up, down, scale, axis)[1] - 1
+        return _parts(magnitude, weight, up, down, scale, axis)[2].flatten() - 1
     learned: Any = _Extra
+    return learned.apply(magnitude, weight, up, down, scale, axis)
+
+
+def learned_changed(
+    magnitude: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float, axis: int
+) -> Tensor:
+    """magnitude * V / ||V||, for V = weight + scale * up @ down; 0 where V is zero.
+
+    The arguments are as in `learned_extra`. The backward pass forms V again, so that only the result is kept
+    where a module keeps its weight.
+    """
+    if transformed() or weight.is_inference() or not torch.is_grad_enabled():
+        return _plain_changed(magnitude, weight, up, down, scale, axis)
+    learned: Any = _Changed
     return learned.apply(magnitude, weight, up, down, scale, axis)
 
 
@@ -97,15 +111,24 @@ def _plain_extra(
     return dora_factor(magnitude, lengths(direction, axis)).flatten() - 1
 
 
-def _length_and_factor(
+def _plain_changed(
     magnitude: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float, axis: int
-) -> tuple[Tensor, Tensor]:
-    """||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
-    direction = _direction(weight, up, down, scale).view(*weight.shape[:2], -1)
-    length = _vector_norm(direction, dim=(1 - axis, 2))
+) -> Tensor:
+    direction = _direction(weight, up, down, scale).view(weight.shape)
+    return direction * dora_factor(magnitude, lengths(direction, axis))
+
+
+def _parts(
+    magnitude: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """V, ||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
+    direction = torch.addmm(weight.flatten(1), up, down, alpha=scale)
+    if weight.ndim > 2:
+        direction = direction.view(weight.shape)
+    length = _vector_norm(direction, dim=(1 - axis, *range(2, weight.ndim)), keepdim=True)
     # Without a direction the factor and its gradients are 0.
     length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
-    return length, magnitude.reshape(length.shape) / length
+    return direction, length, shaped(magnitude, length.shape) / length
 
 
 class _Extra(torch.autograd.Function):
@@ -114,7 +137,8 @@ class _Extra(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         magnitude, weight, up, down, ctx.scale, ctx.axis = inputs
-        length, factor = _length_and_factor(*inputs)
+        _, length, factor = _parts(*inputs)
+        length, factor = length.flatten(), factor.flatten()
         ctx.save_for_backward(magnitude, weight, up, down, length, factor)
         return factor - 1
 
@@ -122,14 +146,7 @@ class _Extra(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (magnitude, weight, up, down, length, factor), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            # Higher derivatives come from plain operations.
-            wanted = [tensor for tensor in (magnitude, up, down) if tensor.requires_grad]
-            extra = _plain_extra(magnitude, weight, up, down, ctx.scale, ctx.axis)
-            gradients_found = iter(torch.autograd.grad(extra, wanted, gradient, create_graph=True))
-            first, second, third = (
-                next(gradients_found) if tensor.requires_grad else None for tensor in (magnitude, up, down)
-            )
-            return first, None, second, third, None, None
+            return _by_plain(_plain_extra, ctx, gradient)
         to_magnitude = gradient / length
         each = (to_magnitude * factor).div_(length)
         direction = _direction(weight, up, down, ctx.scale)
@@ -143,6 +160,44 @@ class _Extra(torch.autograd.Function):
             to_up = _product(direction, (down * each).T, -ctx.scale)
             to_down = _product(up.T, direction, -ctx.scale).mul_(each)
         return to_magnitude.view(magnitude.shape), None, to_up, to_down, None, None
+
+
+class _Changed(torch.autograd.Function):
+    """`learned_changed`, with derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        magnitude, weight, up, down, ctx.scale, ctx.axis = inputs
+        direction, length, factor = _parts(*inputs)
+        ctx.save_for_backward(magnitude, weight, up, down, length, factor)
+        return direction.mul_(factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (magnitude, weight, up, down, length, factor), (gradient,) = ctx.saved_tensors, gradients
+        if torch.is_grad_enabled():
+            return _by_plain(_plain_changed, ctx, gradient)
+        direction = shaped(_direction(weight, up, down, ctx.scale), weight.shape)
+        to_magnitude = (
+            (gradient * direction).sum((1 - ctx.axis, *range(2, weight.ndim)), keepdim=True).div_(length)
+        )
+        # The part of the gradient along V changes the length of V, and not the result.
+        across = gradient.sub(direction.mul_(to_magnitude / length))
+        to_direction = across.mul_(factor * ctx.scale).flatten(1)
+        to_up, to_down = to_direction.mm(down.T), up.T.mm(to_direction)
+        return shaped(to_magnitude, magnitude.shape), None, to_up, to_down, None, None
+
+
+def _by_plain(function: Callable[..., Tensor], ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `magnitude`, `up` and `down` by plain operations, which have higher derivatives."""
+    magnitude, weight, up, down, *_ = ctx.saved_tensors
+    wanted = [tensor for tensor in (magnitude, up, down) if tensor.requires_grad]
+    result = function(magnitude, weight, up, down, ctx.scale, ctx.axis)
+    gradients = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
+    first, second, third = (
+        next(gradients) if tensor.requires_grad else None for tensor in (magnitude, up, down)
+    )
+    return first, None, second, third, None, None
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int | None:

@@ -36,7 +36,8 @@ def transformed() -> bool:
 
     All of them need plain operations, and decide themselves what to recompute.
     """
-    return torch.compiler.is_compiling() or by_torch_func() or _levels._current_level >= 0
+    by_func = _own._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or by_func or _levels._current_level >= 0
 
 
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:

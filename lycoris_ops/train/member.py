@@ -22,6 +22,7 @@ from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.ia3 import Ia3
 from ..algorithms.norm import Norm
+from ..algorithms.oftv2 import OftV2
 from ..algorithms.sharing import Sharing
 from ..algorithms.training import Trained
 from ..bypass import compiled
@@ -69,9 +70,9 @@ Measured on a CPU with DoRA, OFT and BOFT, for layers of width 64 to 1024 and 1 
 are in benchmarks/README.md."""
 
 TINY = 1 << 15
-"""For weights up to this size it costs less with any number of tokens. Above it, operators on few tokens keep
-a quarter to a half of the bytes for the backward pass; OFT and BOFT are faster too, DoRA is slower by up to a
-quarter."""
+"""For weights up to this size it costs less with any number of tokens, except for BOFT and OFTv2. Above it,
+operators on few tokens keep a quarter to a half of the bytes for the backward pass; OFT and BOFT are faster
+too, DoRA is slower by up to a quarter."""
 
 LITTLE = 1 << 20
 """Up to this many values of an output are always kept for the backward pass. Below it, rebuilding a larger
@@ -528,9 +529,10 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
     pass, or has so narrow a dtype that a small change would be lost. A change that depends on the weight
     consists of operators on inputs or outputs; it is bypassed if it is an (IA)^3, or if the weight has
-    more than FEW values. If it has more than TINY, it is bypassed for at most as many tokens as outputs. DoRA
-    of outputs and BOFT keep outputs of the module for the backward pass: where these have twice as many
-    vectors as the weight has columns, and more than LITTLE values, a rebuilt weight keeps less.
+    more than FEW values. If it has more than TINY, or the layer is a BOFT or an OFTv2, it is bypassed for at
+    most as many tokens as outputs. DoRA of outputs and BOFT keep outputs of the module for the backward pass:
+    where these have twice as many vectors as the weight has columns, and more than LITTLE values, a rebuilt
+    weight keeps less.
     """
     if site.geometry is None:
         return 0.0
@@ -550,7 +552,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
                 return float(max(2 * size, LITTLE) // site.shape[0])
             if size > FEW or isinstance(layer, Ia3):
                 return math.inf
-            return float(site.shape[0]) if size > TINY else 0.0
+            few = size > TINY or isinstance(layer, (Boft, OftV2))
+            return float(site.shape[0]) if few else 0.0
         if isinstance(form, Kronecker):
             each += PASSES * MANY_SMALL * form.work() + BETWEEN * form.between
         else:

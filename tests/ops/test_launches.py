@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.maths import scaling
-from lycoris_ops.maths.dora import learned_extra
+from lycoris_ops.maths.dora import learned_changed, learned_extra
 from lycoris_ops.maths.rotations import series, skew_symmetric
 from lycoris_ops.maths.scaling import scaled
 from tests.harness.launches import launches_of
@@ -115,23 +116,31 @@ def test_a_module_runs_once_where_a_rebuilt_weight_would_take_over(
 
 @pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_derivatives_of_the_factor_of_dora(axis: int, kernel: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("learned", [learned_extra, learned_changed], ids=["factor", "weight"])
+def test_derivatives_of_dora(learned: Callable[..., Tensor], axis: int, kernel: tuple[int, ...]) -> None:
     weight, up = torch.randn(5, 4, *kernel, dtype=torch.float64), leaf(5, 2)
     down, magnitude = leaf(2, weight[0].numel()), leaf(5 if axis == 0 else 4)
 
     def run(magnitude: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return learned_extra(magnitude, weight, up, down, 0.7, axis)
+        return learned(magnitude, weight, up, down, 0.7, axis)
 
+    direction = weight + 0.7 * (up @ down).view(weight.shape)
+    other = [n for n in range(weight.ndim) if n != axis]
+    factor = magnitude.view(-1, *(1 for _ in weight[0, 0].shape), *(() if axis else (1,)))
+    factor = factor / direction.square().sum(other, keepdim=True).sqrt()
+    wanted = factor.flatten() - 1 if learned is learned_extra else factor * direction
+    torch.testing.assert_close(run(magnitude, up, down), wanted, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(run, (magnitude, up, down))
     assert torch.autograd.gradgradcheck(run, (magnitude, up, down))
 
 
-def test_a_direction_of_zeros_has_no_gradient() -> None:
+@pytest.mark.parametrize("learned", [learned_extra, learned_changed], ids=["factor", "weight"])
+def test_a_direction_of_zeros_has_no_gradient(learned: Callable[..., Tensor]) -> None:
     weight, up, down, magnitude = torch.zeros(3, 4), torch.zeros(3, 2), torch.randn(2, 4), torch.ones(3)
     given = [one.requires_grad_() for one in (magnitude, up, down)]
-    extra = learned_extra(magnitude, weight, up, down, 1.0, 0)
-    assert torch.equal(extra, -torch.ones(3))
-    extra.sum().backward()
+    result = learned(magnitude, weight, up, down, 1.0, 0)
+    assert torch.equal(result, -torch.ones(3) if learned is learned_extra else weight)
+    result.sum().backward()
     assert all(one.grad is not None and not one.grad.any() for one in given)
 
 
