@@ -77,9 +77,9 @@ from .layers.part import Part as Part
 from .maths import chance as chance
 from .maths.shapes import Shape as Shape
 from .merge.merge import merge_adapters as merge_adapters
+from .merge.merge import merge_methods as merge_methods
 from .merge.merge import orthogonal_adapters as orthogonal_adapters
 from .merge.method import MergeMethod as MergeMethod
-from .merge.registry import merge_methods as merge_methods
 from .messages import add_messages as add_messages
 from .messages import number_of as number_of
 from .modules.presets import PRESETS as PRESETS

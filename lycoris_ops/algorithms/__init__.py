@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..discovery import discover_classes
 from ..maths.shapes import Shape
-from .base import Layer
+from .base import Layer, Sharing
 from .checks import a_layer
-from .sharing import Sharing
 
 Contract = TypeVar("Contract", bound=Layer)
 

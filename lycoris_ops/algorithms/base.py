@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -687,3 +687,43 @@ def _brief(value: Any) -> str:
         # Python refuses to print numbers of thousands of digits.
         return f"a number of {value.bit_length()} bits"
     return repr(value)[:80]
+
+
+class Sharing(Layer):
+    """A kind some of whose tensors serve all layers of a file: those that its table notes as shared."""
+
+    @abstractmethod
+    def alone(self, weight: Shape) -> Layer:
+        """A layer of another kind, without shared tensors, with the same change of a weight of this shape.
+
+        Raises LayerError for (), the shape of a weight that is not known, where it is needed.
+        """
+
+    @classmethod
+    @abstractmethod
+    def undrawn(cls, shape: Shape, rank: int) -> Self:
+        """A fresh layer for a weight of this shape, whose shared tensors are zeros that take no memory."""
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """The tensors that it shares, by field."""
+        return {name: getattr(self, name) for name in map(field_of, self.table.shared)}
+
+    def with_shared(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same layer with `change` of each tensor that it shares."""
+        return self.with_tensors({name: change(tensor) for name, tensor in self.shared.items()})
+
+
+def once(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of a tensor that gives the same result each time it meets the same tensor, with the same
+    other arguments."""
+    # With the tensor itself, so that no other one gets its id.
+    kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def changed(tensor: Tensor, *others: Any) -> Tensor:
+        key = (id(tensor), *others)
+        if key not in kept:
+            kept[key] = tensor, change(tensor, *others)
+        return kept[key][1]
+
+    return changed

@@ -16,9 +16,8 @@ from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
 from ..maths.tensors import compute_dtype
 from .axes import Table, field_of
-from .base import column
+from .base import Sharing, column
 from .lora import Lora
-from .sharing import Sharing
 from .training import Trained
 
 LAMBDA_B, LAMBDA_D, B, A = "vera_lambda_b", "vera_lambda_d", "vera_B", "vera_A"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,10 @@ from ..algorithms import Layer, declaring
 from ..algorithms.base import overflow
 from ..algorithms.fitting import Delta, Fitted, Offer
 from ..algorithms.full import Full
-from ..changes.forms import Additive, reaches
+from ..algorithms.lora import Lora
+from ..algorithms.norm import Norm
+from ..changes.factors import joined
+from ..changes.forms import Additive, LowRank, Spanned, add_up, reaches
 from ..errors import LayerError, PlanError, located
 from ..files.safetensors_file import encode_header
 from ..files.writing import Progress
@@ -28,7 +32,6 @@ from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import all_of_it, by_rank, by_size, complete, in_bytes, is_short
 from .settings import ANY, FITTED, SAME, FitSettings
-from .steps import Steps
 
 HELD = 256 << 20
 """The most bytes of factors kept from measuring until the layers are made. Others are computed again."""
@@ -41,6 +44,33 @@ SHARE_ROUNDING = 3e-7
 """The rounding error of the kept share of the energy, which is a sum of squares of float32 numbers."""
 OTHERS = 640
 """Bytes for the rest of a file: the record of how it was saved, and the ends of its header."""
+OFTEN = 0.2
+"""Seconds between two calls of `progress` within a step."""
+
+
+class Steps:
+    """Calls `progress` with the steps done and their total: after each step, and now and then within one.
+
+    `progress` may raise to end the work.
+    """
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.total = total
+        self._progress = progress
+        self._done = 0
+        self._last_call = 0.0
+
+    def step(self) -> None:
+        """Count a step as done."""
+        self._done += 1
+        self._last_call = 0.0
+        self.pause()
+
+    def pause(self) -> None:
+        """Call `progress` if the last call was more than OFTEN ago. See `maths.decompositions.Pause`."""
+        if self._progress and time.monotonic() - self._last_call > OFTEN:
+            self._progress(min(self._done, self.total), self.total)
+            self._last_call = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -450,3 +480,65 @@ def _is_here(bound: float | Tensor) -> bool:
 
 def _not_finite() -> LayerError:
     return LayerError("E-change-not-finite")
+
+
+def exact_layers(
+    sources: Sequence[Source], settings: FitSettings, progress: Progress | None = None
+) -> tuple[dict[str, Layer], FitReport]:
+    """The changes by name as layers: each one's own, a LoRA of the true rank, or a full difference.
+
+    Of the settings only `dtype` and `device` count. Raises as `fit_layers` does.
+    """
+    layers: dict[str, Layer] = {}
+    rows: list[FitRow] = []
+    left_out: dict[str, str] = {}
+    steps = Steps(progress, len(sources))
+    device = torch.device(settings.device)
+    for source in sources:
+        with located(key=source.name):
+            layer = _exact(source.read(steps.pause), device, steps)
+            layer = None if layer is None else cast_layer(layer, settings.dtype or source.dtype)
+        if layer is None:
+            left_out[source.name] = UNCHANGED
+        else:
+            layers[source.name] = layer
+            count = sum(tensor.numel() for tensor in layer.tensors().values())
+            rows.append(FitRow(source.name, source.before, layer.algorithm, layer.rank, count, 0.0, 0.0))
+        steps.step()
+    if not layers:
+        raise PlanError("E-changes-all-zero", count=len(sources))
+    return layers, FitReport(tuple(rows), left_out)
+
+
+def _exact(change: Delta, device: torch.device, steps: Steps) -> Layer | None:
+    """A layer on the CPU with this change of the weight and of the bias; None for no change."""
+    check_finite(change.forms, change.bias)
+    biased = change.bias is not None and bool(change.bias.any())
+    if change.own is not None:
+        changes = biased or any(reach.most for reach in reaches(change.forms))
+        return on_cpu(change.own) if changes else None
+    layer = _nearest(change, device, steps) if change.forms else None
+    layer = None if layer is None else on_cpu(layer)
+    if isinstance(layer, Full | Norm) and not any(bool(each.any()) for each in layer.tensors().values()):
+        layer = None
+    if change.bias is not None and biased:
+        layer = (layer or Full()).with_bias_change(change.bias)
+    return layer
+
+
+def _nearest(change: Delta, device: torch.device, steps: Steps) -> Layer | None:
+    """A norm, a full difference, which may be zero, or a LoRA where that is smaller; None for a zero one."""
+    forms, shape = change.forms, change.shape
+    if len(shape) < 2:
+        values = add_up(forms, torch.float32, CPU).reshape(shape)
+        return Norm(w_norm=values) if len(shape) == 1 else Full(diff=values)
+    outputs, inputs = flat_shape(shape)
+    # From this rank on two factors hold more numbers than the difference.
+    factors = joined(forms, outputs * inputs // (outputs + inputs), device)
+    if factors is None:
+        steps.pause()
+        return Full(diff=add_up(forms, torch.float32, device).reshape(shape))
+    low = forms if len(forms) == 1 and isinstance(forms[0], Spanned) else [LowRank(*factors, 1.0)]
+    delta = Delta(low, shape, largest=min(outputs, inputs), device=device, pause=steps.pause)
+    offers = Lora.fit(delta)
+    return offers[0].layer(len(offers[0].ranks) - 1) if offers else None

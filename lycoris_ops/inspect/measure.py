@@ -16,7 +16,7 @@ from ..errors import LycorisError, located
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import Progress
-from ..fit.steps import Steps
+from ..fit.engine import Steps
 from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import Matched

@@ -15,12 +15,12 @@ from ..algorithms import Layer
 from ..algorithms.base import Parameter
 from ..algorithms.fitting import Delta
 from ..changes.forms import Additive, add_up
+from ..discovery import discover
 from ..errors import LycorisError
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Prepare, Source, expected, fit_layers
-from ..fit.exact import exact_layers
+from ..fit.engine import Prepare, Source, exact_layers, expected, fit_layers
 from ..fit.settings import SAME, FitSettings
 from ..maths.decompositions import Pause
 from ..maths.tensors import CPU
@@ -30,13 +30,28 @@ from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport
 from ..reading.load import title_of
 from ..stack.stack import Entry, Stack
+from . import methods
 from .deltas import Deltas
 from .limit import limited
 from .matching import Matched
-from .registry import method_of
+from .method import MergeMethod
 
 Weighted = Stack | Iterable[tuple[Adapter, float]]
 PARAMETERS: tuple[Parameter, ...] = ("weight", "bias")
+METHODS: dict[str, MergeMethod] = {module.METHOD.name: module.METHOD for module in discover(methods.__name__)}
+"""The merge methods by name."""
+
+
+def merge_methods() -> dict[str, MergeMethod]:
+    """All merge methods by name, each with its source, its options and its number of adapters."""
+    return dict(METHODS)
+
+
+def method_of(name: str) -> MergeMethod:
+    """The merge method of this name. Raises LycorisError for an unknown one."""
+    if name not in METHODS:
+        raise LycorisError("E-merge-method-unknown", got=str(name), expected=", ".join(METHODS))
+    return METHODS[name]
 
 
 def merge_adapters(

@@ -18,10 +18,9 @@ from ..errors import MatchError
 from ..maths.shapes import Rows, Shape
 from .dialects import Component, write_of
 from .dialects.pipelines import UNET, Components
-from .fronts import is_of_encoder, shared_fronts
 from .layer_name import LayerName
 from .layouts import LONG, Layers, Names
-from .targets import IN_PROJ, Span, Target, Targets
+from .targets import IN_PROJ, Span, Target, Targets, is_of_encoder, shared_fronts
 
 RIVALS = 32
 """How many meanings of one name are kept. Even two are an error, unless they are in different components of
@@ -60,7 +59,7 @@ class LookedUp:
     meanings: Mapping[str, Candidates] = field(default_factory=dict[str, Candidates])
     """What each name may mean. Empty without a model."""
     front: str = ""
-    """The text before the names that is no part of them, see `fronts`; "" for none."""
+    """The text before the names that is no part of them, see `shared_fronts`; "" for none."""
 
     @classmethod
     def of(cls, names: Iterable[LayerName], relation: Relation | None) -> LookedUp:

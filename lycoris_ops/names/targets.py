@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,6 @@ from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
 from .architectures import recognise
 from .dialects import Component
-from .diffusers_models import diffusers_component
-from .fronts import shared_fronts
 from .layer_name import LayerName
 from .layouts import LONG, Layers
 
@@ -81,6 +80,19 @@ WRAPPED = 3
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order of encoders for a file that does not number them. All others come after these."""
+WORDS = 8
+"""The most words that a front may have. The longest known one, `Hunyuan_video_I2V_lora_`, has four."""
+OF_ENCODER = re.compile(r"(?:^|[._])(?:te[0-9]*(?=[._])|text|clip|u?mt5|t5|bert|llama|encoder|llm)")
+"""A word that only fronts of text encoders have."""
+UNET, TRANSFORMER = "unet", "transformer"
+PIPELINE_ENCODERS = "text_encoder"
+"""The beginning of the keys of text encoders in a pipeline."""
+BLOCK_QUERY = re.compile(
+    r"(?:(?:single_)?transformer_blocks|blocks|layers)\.\d+\..*\.(?:to_q|to_k|to_qkv)\.weight"
+)
+"""A projection in a block of a diffusers transformer."""
+UNET_SIDES = ("down_blocks.", "up_blocks.")
+"""The two sides of a diffusers UNet. In a VAE they are inside its encoder and decoder."""
 
 
 def host_name(path: str, component: Component | None, encoder: str | None = None) -> str:
@@ -383,3 +395,62 @@ def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape
     if isinstance(keys, str) or not isinstance(keys, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LycorisError("E-model-shapes-needed", got=type(keys).__name__)
     return dict.fromkeys(keys, ())
+
+
+def shared_fronts(names: Collection[str], words: int = WORDS) -> list[str]:
+    """The prefixes of one to `words` words that more than half of the names share, shortest first.
+
+    Tools put such a front before every name: DiffSynth-Studio's `pipe.dit.`, or `_orig_mod.` of a compiled
+    model. No list of them can be complete, so a front is recognised from the names.
+    Words end with a dot, or with an underscore if the name has no dots. A front includes its last separator.
+    Each front extends the one before: more than half of the names cannot share two that differ.
+    """
+    fronts: list[str] = []
+    sharing = list(names)
+    while len(fronts) < words:
+        known = fronts[-1] if fronts else ""
+        longer = Counter(filter(None, (_longer(name, len(known)) for name in sharing)))
+        front, count = longer.most_common(1)[0] if longer else ("", 0)
+        if 2 * count <= len(names):
+            break
+        fronts.append(front)
+        sharing = [name for name in sharing if name.startswith(front)]
+    return fronts
+
+
+def _longer(name: str, size: int) -> str:
+    """The first `size` characters of a name and one more word; "" if there is none."""
+    end = name.find("." if "." in name else "_", size) + 1
+    return name[:end] if end < len(name) else ""
+
+
+def is_of_encoder(front: str) -> bool:
+    """Whether a front shows that the layers are a text encoder's."""
+    return OF_ENCODER.search(front) is not None
+
+
+def diffusers_component(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
+    """The component of a pipeline that a model is, and the prefix of its keys.
+
+    That is ("unet", "unet.") for the keys of a UNet with its prefix, and ("transformer", "") for those of a
+    transformer without one. None for keys in another layout, even of a model that diffusers has too.
+    """
+    keys = [key for key in shapes if not key.startswith(PIPELINE_ENCODERS)]
+    if not keys:
+        return None
+    component = next(
+        (prefix for prefix in (UNET, TRANSFORMER) if all(key.startswith(f"{prefix}.") for key in keys)), None
+    )
+    front = f"{component}." if component else ""
+    paths = {key[len(front) :]: shapes[key] for key in keys}
+    if all(any(path.startswith(side) for path in paths) for side in UNET_SIDES):
+        kind = UNET
+    elif any(map(BLOCK_QUERY.match, paths)):
+        kind = TRANSFORMER
+    else:
+        return None
+    if component not in (None, kind) or recognise(
+        {path.removesuffix(".weight"): s for path, s in paths.items()}
+    ):
+        return None
+    return kind, front

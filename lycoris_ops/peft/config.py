@@ -241,7 +241,7 @@ class Config(ABC, Generic[W]):
         raise ConflictError("E-peft-biases-beside-kind", members[0], got)
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-        """Values of the algorithm's options for the layer at a path, see `reading.options`.
+        """Values of the algorithm's options for the layer at a path, see `reading.adapter.options_of`.
 
         `shapes` are the shapes of the layer's tensors, by the algorithm's suffixes.
         """

@@ -23,9 +23,8 @@ from ..names.dialects import GENERIC_NAMES, Opened, config_of, opened, unread
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
 from ..peft import CONFIG_NAME, Config, ConfigFile
-from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
+from .adapter import BUNDLED, Adapter, LayerInfo, Outline, check_options, options_of, outline_of, spoken_in
 from .grouping import group
-from .options import check_options, options_of
 
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""

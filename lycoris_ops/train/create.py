@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..algorithms import Layer
-from ..algorithms.sharing import Sharing, once
+from ..algorithms.base import Sharing, once
 from ..algorithms.training import Trained
 from ..errors import LycorisError, UnsuitedError, located
 from ..expressions import of_one_text

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..algorithms import Layer, declaring
 from ..algorithms.axes import DIFF_B, field_of
-from ..algorithms.base import Dependent
+from ..algorithms.base import Dependent, Sharing
 from ..algorithms.boft import Boft
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
@@ -23,7 +23,6 @@ from ..algorithms.full import Full
 from ..algorithms.ia3 import Ia3
 from ..algorithms.norm import Norm
 from ..algorithms.oftv2 import OftV2
-from ..algorithms.sharing import Sharing
 from ..algorithms.training import Trained
 from ..bypass import compiled
 from ..bypass.hook import Bypass, own_of, values_of

@@ -13,11 +13,12 @@ from typing import Any, Literal, SupportsFloat, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import processes
 from ..algorithms import Layer
+from ..algorithms.base import Sharing, once
 from ..algorithms.checks import of_rank
-from ..algorithms.sharing import Sharing, once
 from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
 from ..maths.divided import changed_in_place, is_divided, put
@@ -32,7 +33,6 @@ from ..patch.plan import PatchPlan
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
-from .frozen import Flags, freeze, thaw
 from .guard import guard, unguard
 from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
@@ -47,6 +47,12 @@ LINES = 8
 """The most lines of one kind in a report."""
 TURNS = 8
 """The most rounds of shrinking, for a layer whose change is not proportional to its factors."""
+
+Flags = dict[str, tuple[nn.Parameter, bool]]
+"""The parameters of a model by name with their `requires_grad`, as a network found them."""
+
+_held_frozen: Any = WeakIdKeyDictionary()
+"""For each frozen parameter its flag before the first network, and how many networks hold it."""
 
 
 class LycorisNetwork(nn.Module):
@@ -73,7 +79,7 @@ class LycorisNetwork(nn.Module):
         self.members = dict(members)
         """The members by the paths of their modules."""
         # Registered under other names: a submodule's name may not hold dots or be an attribute of the dict.
-        self._held = nn.ModuleDict(
+        self._held_frozen = nn.ModuleDict(
             {f"{path.replace('/', '//').replace('.', '/')}/": member for path, member in members.items()}
         )
         self.seed = seed
@@ -525,3 +531,32 @@ def _copied(layer: Layer, kept: Callable[[Tensor], Tensor]) -> Layer:
     own = {name: value for name, value in layer.tensors().items() if name not in shared}
     copies = {name: value.detach().to("cpu", copy=True) for name, value in own.items()}
     return layer.with_tensors(copies | {name: kept(value) for name, value in shared.items()})
+
+
+def freeze(module: nn.Module) -> Flags:
+    """Freeze a model's parameters until `thaw` has undone each `freeze` of them. Returns their flags."""
+    flags: Flags = {}
+    for name, parameter in module.named_parameters():
+        flags[name] = parameter, parameter.requires_grad
+        first, count = _held_frozen.get(parameter, (parameter.requires_grad, 0))
+        _held_frozen[parameter] = first, count + 1
+        # Not by `requires_grad_`, which parameters of a lazy module refuse before its first pass.
+        parameter.requires_grad = False
+    return flags
+
+
+def thaw(module: nn.Module, flags: Flags) -> None:
+    """Undo the `freeze` that returned these flags. The last `thaw` of a parameter restores its own flag.
+
+    A parameter that was put in its place meanwhile, as `fully_shard` does, gets the flag too.
+    """
+    now = dict(module.named_parameters()) if flags else {}
+    for name, (parameter, own) in flags.items():
+        # A copied model is held only by its copied network.
+        first, count = _held_frozen.get(parameter, (own, 1))
+        if count > 1:
+            _held_frozen[parameter] = first, count - 1
+            continue
+        _held_frozen.pop(parameter, None)
+        for held in {id(value): value for value in (parameter, now.get(name, parameter))}.values():
+            held.requires_grad = first

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
+from ..algorithms.base import Sharing
 from ..algorithms.checks import a_layer
-from ..algorithms.sharing import Sharing
 from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
-from ..algorithms.sharing import Sharing
+from ..algorithms.base import Sharing
 from ..errors import LayerError, LycorisError, located
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes

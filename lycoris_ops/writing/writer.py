@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.axes import ALPHA
-from ..algorithms.sharing import Sharing, once
+from ..algorithms.base import Sharing, once
 from ..errors import (
     LayerError,
     LycorisError,

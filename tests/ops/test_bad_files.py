@@ -19,7 +19,7 @@ from written import adapter as adapter_of
 from written import configured, read
 
 import lycoris_ops as lyc
-from lycoris_ops.reading.options import options_of
+from lycoris_ops.reading.adapter import options_of
 
 KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
 

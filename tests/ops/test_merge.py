@@ -24,7 +24,7 @@ from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Additive, Dense, LowRank
 from lycoris_ops.merge.deltas import Deltas
-from lycoris_ops.merge.registry import METHODS
+from lycoris_ops.merge.merge import METHODS
 
 CPU = torch.device("cpu")
 RECORDED = load_file(Path(__file__).with_name("merged_by_mergekit.safetensors"))
