@@ -17,6 +17,7 @@ from .files.models import known_files, told_model
 from .files.pairs import HIGH, expert_of, partner_of
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
+from .host.language import page_words, remember
 from .host.page import Answer, answer_get, answer_post
 from .schema.kept import kept
 from .stacks.bars import shown_bars, weighed_bars
@@ -51,6 +52,8 @@ def add_routes() -> None:
     _answer_post("/lycoris/bars", lambda text: _answered(shown_bars, text))
     _answer_post("/lycoris/rules", lambda text: _answered(weighed_bars, text))
     _answer_post("/lycoris/curve", lambda text: _json(drawn(text)))
+    answer_get("/lycoris/words", lambda query: _json(page_words(query.get("language", ""))))
+    _answer_post("/lycoris/language", _language)
     answer_get("/lycoris/reports", lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
@@ -126,6 +129,16 @@ def _model(asked: dict[str, Any]) -> dict[str, Any]:
     model = told_model(files) if files else None
     known = {"family": model.family if model else "", "families": model.families if model else ()}
     return {"file": files[0] if files else "", **known}
+
+
+def _language(text: str) -> Answer:
+    try:
+        remember(text)
+    except LycorisError as error:
+        return _error(error)
+    except ValueError as error:
+        return _unread(repr(error))
+    return _json({})
 
 
 def _name_here(name: str) -> str:

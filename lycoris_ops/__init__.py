@@ -80,8 +80,15 @@ from .merge.merge import merge_adapters as merge_adapters
 from .merge.merge import merge_methods as merge_methods
 from .merge.merge import orthogonal_adapters as orthogonal_adapters
 from .merge.method import MergeMethod as MergeMethod
+from .messages import Phrase as Phrase
+from .messages import add_language as add_language
 from .messages import add_messages as add_messages
+from .messages import languages as languages
 from .messages import number_of as number_of
+from .messages import phrase as phrase
+from .messages import set_language as set_language
+from .messages import speak as speak
+from .messages import speaking as speaking
 from .modules.presets import PRESETS as PRESETS
 from .names.architectures import Tokens as Tokens
 from .names.architectures import tokens_of as tokens_of

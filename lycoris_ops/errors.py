@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeVar
 
-from .messages import Value, filled, messages
+from .messages import Phrase, Value, filled, messages, phrase
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,7 +40,7 @@ def _shown(character: str) -> str:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    `code` names the error, such as `E-file-empty`, and `values` are what its text is filled with: see
+    `code` names the error, such as `E-file-absent`, and `values` are what its text is filled with: see
     `messages`. A value `got`, `expected` or `hint` stands for itself where the text has none. A text in place
     of a code is its own problem.
 
@@ -121,15 +121,14 @@ class LycorisError(Exception):
 
     def __str__(self) -> str:
         file, place, key, weight, got, expected, problem, hint = self._printable()
-        layer = " on ".join(words for words in (key, weight) if words)
-        where = ": ".join(words for words in (file, place, layer) if words)
-        received = "; ".join(
-            f"{label} {words}" for label, words in (("found", got), ("expected", expected)) if words
-        )
-        text = f"{where}: {problem}" if where else problem
+        colon = phrase("R-colon")
+        layer = phrase("R-error-layer", key=key, weight=weight) if key and weight else key or weight
+        text = colon.join(words for words in (file, place, layer, problem) if words)
+        known = {"R-error-found": got, "R-error-expected": expected}
+        received = [phrase(code, words=words) for code, words in known.items() if words]
         if received:
-            text += f" ({received})"
-        return f"{text}. {hint}" if hint else text
+            text = phrase("R-error-received", problem=text, received=phrase("R-semicolon").join(received))
+        return phrase("R-error-hint", problem=text, hint=hint) if hint else text
 
     def told(self) -> str:
         """The message in lines: what is wrong and what to do, then, after an empty line, the details."""
@@ -137,14 +136,21 @@ class LycorisError(Exception):
         name = PurePath(file).name
         if name and problem.startswith(PurePath(name).stem):
             name = ""
-        lines = [": ".join(words for words in (place, name, problem) if words) + "."]
+        colon = phrase("R-colon")
+        lines = [phrase("R-sentence", words=colon.join(words for words in (place, name, problem) if words))]
         if hint:
-            lines.append(hint + ("" if hint.endswith("?") else "."))
+            lines.append(hint if hint.endswith(("?", "？")) else phrase("R-sentence", words=hint))
         elif expected:
-            lines.append(f"Expected: {expected}.")
+            lines.append(phrase("R-told-expected", words=expected))
             expected = ""
-        labels = (("file", file), ("at", key), ("weight", weight), ("found", got), ("expected", expected))
-        details = [f"{label}: {words}" for label, words in labels if words]
+        known = {
+            "R-detail-file": file,
+            "R-detail-at": key,
+            "R-detail-weight": weight,
+            "R-detail-found": got,
+            "R-detail-expected": expected,
+        }
+        details = [phrase(code, words=words) for code, words in known.items() if words]
         return "\n".join([*lines, "", *details] if details else lines)
 
     def _printable(self) -> Iterator[str]:
@@ -196,7 +202,7 @@ def unknown_name(
         key=key,
         got=name,
         expected=", ".join(names) or "none",
-        hint=f"{'Here it is called' if meant else 'Is it'} {near[0]}{'' if meant else '?'}" if near else None,
+        hint=Phrase("R-name-meant" if meant else "R-name-similar", {"name": near[0]}) if near else None,
     )
 
 

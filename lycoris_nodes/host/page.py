@@ -21,8 +21,11 @@ from PIL.Image import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, Progress
+from ...lycoris_ops import LycorisError, Progress, speak
+from .language import known
 
+LANGUAGE = "Lycoris-Language"
+"""The header by which a page says in which language it wants the answer."""
 MOST_ASKED = 8 << 20
 """The most bytes that a page may send to a route. The longest text is a pasted prompt."""
 
@@ -92,6 +95,7 @@ def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None
     """Answer GET requests to a path. `answer` gets the query, runs in a thread and may read files."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        speak(known(request.headers.get(LANGUAGE, "")))
         return _response(await asyncio.to_thread(answer, request.query))
 
     _add_route(PromptServer.instance.routes.get, path, handle)
@@ -106,6 +110,7 @@ def answer_post(
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        speak(known(request.headers.get(LANGUAGE, "")))
         content = bytearray()
         async for chunk in request.content.iter_chunked(1 << 16):
             content += chunk

@@ -105,7 +105,7 @@ export const isRestoring = () =>
 
 /**
  * @typedef {{
- *   ask?: () => void,
+ *   ask?: () => unknown,
  *   sent?: (prompt: string, workflow: string | undefined, nodes: Record<string, {class_type: string, inputs: any}>) => void,
  *   refuse?: (errors: [key: string, error: any][]) => void,
  * }} PromptListener
@@ -115,7 +115,7 @@ export const isRestoring = () =>
 const listeners = []
 
 /**
- * Call `ask` before the page sends a prompt. Where the host accepts it, call `sent` with the ids of the prompt and of
+ * Call `ask`, and wait for it, before the page sends a prompt. Where the host accepts it, call `sent` with the ids of the prompt and of
  * its workflow, and with its nodes; where the host refuses nodes, call `refuse` with their errors by their keys. The
  * front end's own event comes only for accepted prompts, and does not name the workflow.
  *
@@ -128,7 +128,7 @@ export function onPrompt(listener) {
   if (listeners.length > 1) return
   const { queuePrompt } = app.api
   app.api.queuePrompt = async function (...options) {
-    tell(({ ask }) => ask?.())
+    await Promise.all(listeners.map(({ ask }) => ask?.())).catch(reportError)
     /** @type {any} */
     let answer
     try {

@@ -1,10 +1,8 @@
-// Reads the words of the user's language, and shows choices and notes in it.
+// Asks the server in the user's language, reads its words, and shows choices and notes in it.
 
 import { app } from "../../scripts/app.js"
 import { speak } from "./language.js"
 import { widgetOf } from "./nodes.js"
-
-const LANGUAGES = ["ja", "zh"]
 
 // How choices are shown, by node, input and value. The front end's own translations have names and tooltips alone.
 /** @type {Record<string, Record<string, Record<string, string>>>} */
@@ -17,14 +15,29 @@ let shown = {}
  */
 let ofEnglish = new Map()
 
+const language = () => String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en")
+
+/**
+ * Ask a route of the pack. What it answers in words is in the user's language.
+ *
+ * @param {string} route
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ */
+export const askServer = (route, options = {}) =>
+  app.api.fetchApi(route, { ...options, headers: { "Lycoris-Language": language() } })
+
+/** Let the server speak the user's language in the prompts of this page. It forgets this when it is started anew. */
+export async function sayLanguage() {
+  const body = JSON.stringify({ page: app.api.clientId ?? "", language: language() })
+  await askServer("/lycoris/language", { method: "POST", body })
+}
+
 /** Read the words before any node is made. */
 export async function readWords() {
-  // "zh-TW" is read as "zh": simplified characters are nearer than English.
-  const language = String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en").split("-")[0]
-  if (!LANGUAGES.includes(language)) return
-  const answer = await fetch(new URL(`./words/${language}.json`, import.meta.url))
-  const { page, notes, server, choices } = await answer.json()
-  speak(page, server)
+  const answer = await askServer(`/lycoris/words?language=${encodeURIComponent(language())}`)
+  const { page, notes, choices } = await answer.json()
+  speak(page)
   shown = choices
   ofEnglish = new Map(Object.entries(notes))
 }

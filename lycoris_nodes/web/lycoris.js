@@ -5,8 +5,8 @@ import { app } from "../../scripts/app.js"
 import { addStyle } from "./elements.js"
 import { saveBareHeights } from "./height.js"
 import { linkHelp } from "./help.js"
-import { closeGaps, keepColours, paint, putFirst } from "./host.js"
-import { readWords, translateChoices, translateNotes } from "./locale.js"
+import { closeGaps, keepColours, onPrompt, paint, putFirst } from "./host.js"
+import { readWords, sayLanguage, translateChoices, translateNotes } from "./locale.js"
 import { isOurs } from "./nodes.js"
 import { expandPrefix } from "./prefixes.js"
 import { bringBackReports, keepReports, listenToReports } from "./report.js"
@@ -38,6 +38,7 @@ app.registerExtension({
   setup() {
     for (const style of STYLES) addStyle(`./${style}.css`, import.meta.url)
     linkHelp()
+    onPrompt({ ask: sayLanguage })
     keepColours()
     keepSets()
     // A report is shown before a training removes it.

@@ -2,7 +2,8 @@
 
 import { app } from "../../scripts/app.js"
 import { isRestoring, onPrompt, queuedPrompts } from "./host.js"
-import { t, told } from "./language.js"
+import { t } from "./language.js"
+import { askServer } from "./locale.js"
 import { anyNodeOf, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { fill, remove, shownOn, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
@@ -70,7 +71,7 @@ function refuse(errors) {
     if (!node) continue
     const words = refusal(reasons)
     if (showReasons(node, words)) remove(node)
-    else fill(node, "refused", t("The run was refused: {words}", { words: told(words) }))
+    else fill(node, "refused", t("The run was refused: {words}", { words }))
   }
   // The reports of the last run would look like those of this one.
   if (!running) for (const node of ourNodes()) if (stateOf(node) !== "refused") remove(node)
@@ -85,7 +86,7 @@ async function recall(nodes) {
   const left = new Map([...nodes].filter(([, node]) => [undefined, "waiting"].includes(stateOf(node))))
   if (!left.size) return
   const graph = app.rootGraph
-  const answer = await app.api.fetchApi(`/lycoris/reports?nodes=${[...left.keys()].join(",")}`)
+  const answer = await askServer(`/lycoris/reports?nodes=${[...left.keys()].join(",")}`)
   for (const { node: key, prompt, output } of await answer.json()) {
     const node = left.get(key)
     if (graph !== app.rootGraph || !node || !isAsIn(prompt, key, anyNodeOf)) continue

@@ -1,9 +1,8 @@
 // Draws the curves of Schedule LyCORIS Strength below its text, as they are typed.
 
-import { app } from "../../scripts/app.js"
 import { HEIGHT, picture } from "./curves.js"
 import { make } from "./elements.js"
-import { answered } from "./language.js"
+import { askServer } from "./locale.js"
 import { onValue, showElement, widgetOf } from "./nodes.js"
 import { shareWheel } from "./host.js"
 
@@ -33,8 +32,8 @@ export function addPicture(node) {
   let waiting
   async function draw() {
     const question = ++asked
-    const answer = await app.api.fetchApi("/lycoris/curve", { method: "POST", body: text?.value ?? "" })
-    const found = answered(await answer.json())
+    const answer = await askServer("/lycoris/curve", { method: "POST", body: text?.value ?? "" })
+    const found = await answer.json()
     // The text may have changed while the server answered.
     if (question !== asked) return
     element.replaceChildren(found.error ? fault(found.error) : picture(found.curves))

@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { onPrompt, queuedPrompts } from "./host.js"
 import { t } from "./language.js"
+import { askServer } from "./locale.js"
 import { anyNodeOf, nodeOf, ourKeyedNodes, widgetOf } from "./nodes.js"
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
@@ -76,7 +77,7 @@ async function ask(place, anew = false, force = anew) {
   if (before?.asked === body && !force) return
   const now = { asked: body, usual: before?.usual ?? {}, others: {} }
   known.set(node, now)
-  const answer = await app.api.fetchApi("/lycoris/training", { method: "POST", body })
+  const answer = await askServer("/lycoris/training", { method: "POST", body })
   const told = await answer.json()
   if (known.get(node) !== now || told.error) return
   now.usual = told.usual
@@ -150,7 +151,7 @@ function actsOf(place) {
 
 /** @param {string} text */
 async function translate(text) {
-  const answer = await app.api.fetchApi("/lycoris/config", { method: "POST", body: JSON.stringify({ text }) })
+  const answer = await askServer("/lycoris/config", { method: "POST", body: JSON.stringify({ text }) })
   return answer.json()
 }
 

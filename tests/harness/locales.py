@@ -1,9 +1,9 @@
-"""The texts of the nodes in English as the front end looks them up: `locales/en/nodeDefs.json`.
+"""The texts of the nodes in English as the front end looks them up: `nodeDefs` of `locales/en/main.json`.
 
     python -m tests.harness.locales --write
 
-writes the file from the nodes' schemas, in the environment of the tests. Other languages are translated by
-hand, and a test compares their keys.
+writes them from the nodes' schemas, in the environment of the tests. Other languages are translated by hand,
+and a test compares their keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .facts import NODES, ROOT, facts
 from .launch import base_directory, boot_in_process
 
 FOLDER = ROOT / "locales"
-FILE = "nodeDefs.json"
+FILE = "main.json"
+NODE_TEXTS = "nodeDefs"
 
 
 def of_schemas(registered: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +66,9 @@ def keys_of(table: Mapping[str, Any], start: str = "") -> set[str]:
     return found
 
 
-def read(language: str, file: str = FILE) -> dict[str, Any]:
-    return json.loads((FOLDER / language / file).read_text(encoding="utf-8"))
+def read(language: str) -> dict[str, Any]:
+    """All texts of a language."""
+    return json.loads((FOLDER / language / FILE).read_text(encoding="utf-8"))
 
 
 def text_of(table: Mapping[str, Any]) -> str:
@@ -77,7 +79,8 @@ def main() -> None:
     base = install(base_directory(ROOT / ".cache" / facts().host / "locales", ROOT))
     nodes = boot_in_process(facts().comfyui, base)
     target = Path(FOLDER / "en" / FILE)
-    target.write_text(text_of(of_schemas(nodes.NODE_CLASS_MAPPINGS)), encoding="utf-8")
+    texts = {**read("en"), NODE_TEXTS: of_schemas(nodes.NODE_CLASS_MAPPINGS)}
+    target.write_text(text_of(texts), encoding="utf-8")
     print(target)
 
 

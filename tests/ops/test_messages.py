@@ -10,6 +10,7 @@ from string import Formatter
 import pytest
 
 import lycoris_ops as lyc
+from lycoris_ops import messages
 from lycoris_ops.errors import FileFormatError
 from tests.harness.messages import called, known_texts, raised, sources, spoken
 
@@ -25,6 +26,12 @@ for node in (node for tree in TREES for node in ast.walk(tree)):
     if isinstance(node, ast.Call) and called(node) == "phrase":
         for code in spoken(node.args[0]):
             PHRASES[code].append(node)
+NAMED = {
+    node.value
+    for tree in TREES
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Constant) and str(node.value).startswith("R-")
+}
 ERRORS = {code for code in TEXTS if code.startswith("E-")}
 
 
@@ -41,8 +48,8 @@ def test_every_code_has_a_text_and_every_text_a_code() -> None:
     assert [code for code in CALLS if code.startswith("E-") and code not in TEXTS] == []
     assert [code for code in TEXTS if not re.fullmatch(r"[ER](-[a-z0-9]+)+", code)] == []
     assert [code for code in ERRORS if "problem" not in TEXTS[code] or TEXTS[code].keys() - PARTS] == []
-    assert sorted(PHRASES) == sorted(TEXTS.keys() - ERRORS)
-    assert [code for code in PHRASES if TEXTS[code].keys() != {"text"}] == []
+    assert sorted(NAMED) == sorted(TEXTS.keys() - ERRORS)
+    assert [code for code in NAMED if TEXTS[code].keys() != {"text"}] == []
 
 
 @pytest.mark.parametrize("code", sorted(PHRASES))
@@ -74,3 +81,28 @@ def test_a_text_is_filled_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error.problem == "a, b or {c} of unet for 1 layer and 2 parts"
     assert (error.code, error.got, error.expected, error.hint) == ("E-here", "a, b, {c} {}", None, "Do it")
     assert str(lyc.LycorisError("no {code} at all")) == "no {code} at all"
+
+
+def test_texts_are_in_the_language_of_the_moment() -> None:
+    texts = {
+        "E-file-absent": {"problem": "niet"},
+        "R-sentence": {"text": "{words}!"},
+        "R-colon": {"text": " - "},
+    }
+    lyc.add_language("test", lambda: texts)
+    try:
+        error = lyc.LycorisError("E-file-absent", place="row 2")
+        kept = lyc.Phrase("R-sentence", {"words": "row 2"})
+        english = error.told()
+        with lyc.speaking("test"):
+            assert error.told() == "row 2 - niet!" and str(kept) == "row 2!"
+            # A text that the language lacks is in English.
+            assert lyc.phrase("R-told-expected", words="x") == "Expected: x."
+        with lyc.speaking("unknown"):
+            assert error.told() == english
+        assert error.told() == english != "row 2 - niet!"
+        lyc.set_language(lambda: "test")
+        assert str(kept) == "row 2!"
+    finally:
+        lyc.set_language(lambda: "en")
+        messages._others.pop("test")

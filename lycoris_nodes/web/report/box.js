@@ -5,7 +5,7 @@
 import { app } from "../../../scripts/app.js"
 import { make } from "../elements.js"
 import { bareHeight, changing, grow, hold, release, settle } from "../height.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 import { drawn, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../host.js"
 import { pictureOf } from "./picture.js"
@@ -129,10 +129,10 @@ export async function fill(node, state, report, whole, drawing) {
   box.shown = [state, report, whole, drawing]
   const { first, rest, folded } = partsOf(report)
   /** @type {HTMLElement[]} */
-  const parts = [make("pre", { class: "first", textContent: told(first) })]
+  const parts = [make("pre", { class: "first", textContent: first })]
   box.lines = drawing ? DRAWN : LINES
   if (drawing) parts.push(pictureOf(drawing))
-  if (rest) parts.push(make("pre", { class: "rest", textContent: told(rest) }))
+  if (rest) parts.push(make("pre", { class: "rest", textContent: rest }))
   if (folded && waits) parts.push(make("pre", { class: "rest", textContent: folded }))
   else if (folded || whole) {
     /** @type {HTMLElement[]} */

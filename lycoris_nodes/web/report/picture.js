@@ -1,25 +1,10 @@
 // The drawing of a report: in the colours of the page, and large after a click.
 
 import { make } from "../elements.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 
-/**
- * @param {string} svg
- * @returns {Element}
- */
-function drawingOf(svg) {
-  const drawing = new DOMParser().parseFromString(svg, "image/svg+xml").documentElement
-  for (const text of drawing.querySelectorAll("text")) {
-    const words = text.lastChild
-    if (!(words instanceof Text)) continue
-    const own = told(words.data)
-    if (own === words.data) continue
-    words.data = own
-    // The server computed the length for the English text.
-    text.removeAttribute("textLength")
-  }
-  return drawing
-}
+/** @param {string} svg */
+const drawingOf = (svg) => new DOMParser().parseFromString(svg, "image/svg+xml").documentElement
 
 /** @param {string} svg */
 function showLarge(svg) {

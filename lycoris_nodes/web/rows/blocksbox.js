@@ -2,7 +2,7 @@
 // it keeps the text, even one with an error; Escape leaves the row as it was.
 
 import { make, nameParts } from "../elements.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 import { labelOf, painted, partsOf, shownWeight, withoutKinds } from "./blocks.js"
 import { followBars, weighedBy } from "./blocksserver.js"
 import { splitName } from "./names.js"
@@ -172,7 +172,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   function showBars(found) {
     if (found.error) {
       source.textContent = ""
-      problem.textContent = told(found.error)
+      problem.textContent = found.error
       return
     }
     if (!groups.length) {
@@ -222,7 +222,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     const text = area.value
     const found = await weighedBy(question, withoutKinds(text, groups))
     if (text !== area.value || ended.signal.aborted) return
-    problem.textContent = told(found.error ?? "")
+    problem.textContent = found.error ?? ""
     remarks.replaceChildren()
     area.classList.toggle("lycoris-wrong", Boolean(found.error))
     panel.classList.toggle("lycoris-blocks-wrong", Boolean(found.error))
@@ -232,7 +232,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       if (!dragging) fitScale()
       const mixed = [...bars.keys()].some((name) => bars.get(name)?.group.sort !== "kinds" && mixedIn(name))
       const kept = t("Some lines weigh single layers: striped bars show the mean, and these lines stay as they are.")
-      remarks.replaceChildren(...[mixed ? kept : "", ...found.idle.map(told)].filter(Boolean).map((words) => make("div", { textContent: words })))
+      remarks.replaceChildren(...[mixed ? kept : "", ...found.idle].filter(Boolean).map((words) => make("div", { textContent: words })))
     }
     draw()
     if (!dragging) popup.moved()

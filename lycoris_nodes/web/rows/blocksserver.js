@@ -1,7 +1,6 @@
 // Asks the server for the bars of a row, and for what rules do to them.
 
-import { app } from "../../../scripts/app.js"
-import { answered } from "../language.js"
+import { askServer } from "../locale.js"
 
 /**
  * The row's file, and the files that the loaders of the model name (`names` of model.js).
@@ -26,9 +25,9 @@ const known = new Map()
  * @param {string} body
  * @param {AbortSignal} [signal]
  */
-async function ask(route, body, signal) {
-  const answer = await app.api.fetchApi(route, { method: "POST", body, signal })
-  return answered(await answer.json())
+async function answerTo(route, body, signal) {
+  const answer = await askServer(route, { method: "POST", body, signal })
+  return answer.json()
 }
 
 /**
@@ -42,7 +41,7 @@ export async function followBars(question, show, signal) {
   const body = JSON.stringify(question)
   try {
     for (;;) {
-      const bars = /** @type {Bars} */ (await ask("/lycoris/bars", body, signal))
+      const bars = /** @type {Bars} */ (await answerTo("/lycoris/bars", body, signal))
       if (signal.aborted) return
       show(bars)
       if (bars.error || bars.done >= bars.of) return
@@ -64,7 +63,7 @@ export function weighedBy(question, rules) {
   const body = JSON.stringify({ ...question, rules })
   const asked =
     known.get(body) ??
-    ask("/lycoris/rules", body).catch((error) => {
+    answerTo("/lycoris/rules", body).catch((error) => {
       known.delete(body)
       return /** @type {any} */ ({ error: String(error) })
     })

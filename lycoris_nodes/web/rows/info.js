@@ -1,7 +1,7 @@
 // A panel about a file. All of it is read from the file and from the files beside it.
 
 import { badges, make, nameParts } from "../elements.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 import { badgesOf, shownSize, splitName } from "./names.js"
 import { mediaOf } from "./picker/media.js"
 import { openPopup } from "./popup.js"
@@ -55,7 +55,7 @@ function content(about) {
     [t("date"), about.date],
     [t("names as in"), about.dialect],
     [t("size"), shownSize(about.size)],
-    ...about.facts.map(([name, value]) => /** @type {[string, string]} */ ([told(name), value])),
+    ...about.facts,
   ]
   const counted = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
   const tags = [...counted, ...about.tags_beside.slice(0, TAGS)]
@@ -66,7 +66,7 @@ function content(about) {
     table(facts.filter(([, value]) => value)),
     ...part(t("Notes"), ...about.notes.map((note) => make("p", { textContent: note }))),
     ...part(t("Tags"), ...(tags.length ? [chips(tags)] : [])),
-    ...about.problems.map((problem) => make("div", { class: "lycoris-problem", textContent: told(problem) })),
+    ...about.problems.map((problem) => make("div", { class: "lycoris-problem", textContent: problem })),
   ]
 }
 

@@ -1,7 +1,7 @@
 // The line of one row.
 
 import { badges, make, nameParts } from "../elements.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
 import { apart, badgesOf, halves, nameInRow } from "./names.js"
@@ -264,7 +264,7 @@ export function createLine(acts, bounds) {
   const blame = (words, stops) => {
     reason.hidden = !words
     why.textContent = shownOf(words ?? "")
-    reason.title = told(words ?? "")
+    reason.title = words ?? ""
     off.hidden = !stops
     reason.classList.toggle("lycoris-long", heightOf(words) > 1)
     element.classList.toggle("lycoris-blamed", Boolean(words))

@@ -2,7 +2,7 @@
 // in the files beside the adapters. The side shows the file that the mouse or the keyboard is on.
 
 import { badges, make, nameParts } from "../elements.js"
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 import { badgesOf, shownSize } from "./names.js"
 import { arranged, entriesOf, isFavourite, learn, sorts } from "./picker/find.js"
 import { changeKept, readKept, withUse } from "./picker/kept.js"
@@ -440,7 +440,7 @@ const same = (one, other) => one?.every((value, index) => value === other[index]
 function marksOf({ facts, reason }, found) {
   if (!facts) return []
   if (facts.error) {
-    return [make("span", { class: "lycoris-badge lycoris-bad", textContent: "!", title: told(facts.error) })]
+    return [make("span", { class: "lycoris-badge lycoris-bad", textContent: "!", title: facts.error })]
   }
   const [kind, family] = badgesOf(facts)
   const shown = badges([kind, family].filter(Boolean))
@@ -471,13 +471,13 @@ function aboutEntry({ file, parts, facts, listed: [, size, changed], reason }) {
   return [
     ...(facts.preview ? [mediaOf(file, facts.preview, true)] : []),
     head,
-    ...(facts.error ? [problem(told(facts.error))] : []),
+    ...(facts.error ? [problem(facts.error)] : []),
     ...(reason ? [problem(reason)] : []),
     make("div", { class: "lycoris-chips" }, ...badges([...new Set([...badgesOf(facts), facts.base])].filter(Boolean))),
     where,
     make("div", { class: "lycoris-hint", textContent: measured }),
     ...chips(t("Trigger words"), facts.triggers),
     ...chips(t("Tags"), facts.tags),
-    ...facts.problems.map((words) => problem(told(words))),
+    ...facts.problems.map(problem),
   ]
 }

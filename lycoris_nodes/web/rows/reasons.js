@@ -1,6 +1,5 @@
 // What errors say of rows: "row 2: the file is not there".
 
-import { told } from "../language.js"
 
 const ROW = /^(?:(?<file>.*): )?row (?<number>[0-9]+): (?<what>.*)$/u
 
@@ -32,7 +31,7 @@ export function reasonsOf(text) {
  *
  * @param {string} why
  */
-export const shownOf = (why) => told(why).split("\n\n")[0]
+export const shownOf = (why) => why.split("\n\n")[0]
 
 // About as many letters as fit into a row's height, in two lines, at the node's first width.
 const SHORT = 110

@@ -1,7 +1,7 @@
 // What the server says of the adapter files.
 
 import { app } from "../../../scripts/app.js"
-import { answered } from "../language.js"
+import { askServer } from "../locale.js"
 import { nearestOf } from "./names.js"
 
 const ROOT = "/lycoris/adapters"
@@ -46,7 +46,7 @@ const facts = new Map()
  * @returns {Promise<Listed[]>}
  */
 export async function listed() {
-  const answer = await app.api.fetchApi(ROOT)
+  const answer = await askServer(ROOT)
   return answer.json()
 }
 
@@ -78,12 +78,11 @@ export function knownFacts(file) {
 /** @param {Listed[]} files */
 export async function askFacts(files) {
   const body = JSON.stringify(files.map(([file]) => file))
-  const answer = await app.api.fetchApi(`${ROOT}/facts`, { method: "POST", body })
+  const answer = await askServer(`${ROOT}/facts`, { method: "POST", body })
   /** @type {Record<string, Facts>} */
   const found = await answer.json()
   for (const file of files) {
     if (!found[file[0]]) continue
-    found[file[0]] = answered(found[file[0]])
     facts.set(file[0], { listed: String(file), facts: found[file[0]] })
   }
   return found
@@ -94,8 +93,8 @@ export async function askFacts(files) {
  * @returns {Promise<About>}
  */
 async function ask(file) {
-  const answer = await app.api.fetchApi(`${ROOT}/about?file=${encodeURIComponent(file)}`)
-  return answered(await answer.json())
+  const answer = await askServer(`${ROOT}/about?file=${encodeURIComponent(file)}`)
+  return answer.json()
 }
 
 /**
@@ -144,8 +143,8 @@ export function previewOf(file) {
  * @returns {Promise<import("./state.js").Row[]>}
  */
 export async function readRows(text) {
-  const answer = await app.api.fetchApi("/lycoris/rows", { method: "POST", body: text })
-  const { rows, error } = answered(await answer.json())
+  const answer = await askServer("/lycoris/rows", { method: "POST", body: text })
+  const { rows, error } = await answer.json()
   if (error) throw new Error(error)
   return rows
 }

@@ -1,6 +1,6 @@
 // The state of a training in words, and its curve as points. This does not touch the page.
 
-import { t, told } from "../language.js"
+import { t } from "../language.js"
 
 /**
  * How far a training is, as `lycoris_nodes/training/node/live.py` and `told.py` say it.
@@ -78,7 +78,7 @@ function stageInWords(shown) {
  */
 function searchInWords({ heat = 0, heats = 0, entrant = "", rate = "", done = 0, of = 0, steps = 0, pace }) {
   return [
-    t("Searching: heat {heat} of at most {heats}, {entrant} at {rate}", { heat, heats, entrant: told(entrant), rate }),
+    t("Searching: heat {heat} of at most {heats}, {entrant} at {rate}", { heat, heats, entrant, rate }),
     t("{done} of at most {of} steps ({share} % of the training)", { done, of, share: Math.round((100 * of) / steps) }),
     pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
   ]
