@@ -142,6 +142,7 @@ from .rules.rules import Rules as Rules
 from .rules.rules import without_comment as without_comment
 from .rules.schedule import Schedule as Schedule
 from .stack.bars import Bars as Bars
+from .stack.bars import BarWeight as BarWeight
 from .stack.grid import Axis as Axis
 from .stack.grid import Grid as Grid
 from .stack.grid import block_axis as block_axis

@@ -25,13 +25,21 @@ def lora_names() -> list[str]:
     return file_names(FOLDER, ENDINGS)
 
 
-def lora_files() -> list[tuple[str, int, float]]:
-    """Every adapter file with its size in bytes and the time of its last change.
+class ListedFile(NamedTuple):
+    file: str
+    size: int
+    """Bytes."""
+    changed: float
+    """Seconds since 1970."""
+
+
+def lora_files() -> list[ListedFile]:
+    """Every adapter file with its size and the time of its last change.
 
     Both are 0 if the system does not know them, as for a broken link. The page strikes such a file out.
     """
     folders = folders_of(FOLDER)
-    return [(name, *_size_and_change(folders, name)) for name in lora_names()]
+    return [ListedFile(name, *_size_and_change(folders, name)) for name in lora_names()]
 
 
 def _size_and_change(folders: Sequence[str], name: str) -> tuple[int, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from ...lycoris_ops import SAFETENSORS, AboutModel, Fingerprint, LycorisError, about_model
 from ..host.files import file_names, file_path, is_file
@@ -31,17 +31,20 @@ def model_path(model: str) -> str:
     return file_path(folder, name)
 
 
-def known_files(asked: Any) -> list[str]:
+@dataclass(frozen=True)
+class ModelQuestion:
+    """About the model that a node gets, by the choices made on the nodes that load it."""
+
+    model: Sequence[str]
+    clip: Sequence[str]
+
+
+def known_files(asked: ModelQuestion) -> list[str]:
     """The files of the model that the page asks about, as `folder/name`, text encoders last.
 
-    The page names the choices made on the loading nodes: `{"model": [...], "clip": [...]}`. Choices that name
-    no model file are left out. Any other value gives no files.
+    Choices that name no model file are left out.
     """
-    try:
-        models, clips = (_known(asked[name]) for name in ("model", "clip"))
-    except (TypeError, KeyError, AttributeError):
-        return []
-    return list(dict.fromkeys([*models[:1], *clips]))
+    return list(dict.fromkeys([*_known(asked.model)[:1], *_known(asked.clip)]))
 
 
 def _known(names: Iterable[str]) -> list[str]:

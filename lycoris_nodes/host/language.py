@@ -8,13 +8,15 @@ A language is a folder in `locales`. Its `main.json` has the texts of the nodes,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from server import PromptServer
 
-from ...lycoris_ops import LycorisError, add_language, languages, parse_json, set_language, speak
+from ...lycoris_ops import add_language, languages, set_language, speak
 
 FOLDER = Path(__file__).parents[2] / "locales"
 MOST = 256
@@ -33,10 +35,19 @@ def add_languages() -> None:
     PromptServer.instance.add_on_prompt_handler(_speak_of_prompt)
 
 
-def page_words(language: str) -> dict[str, Any]:
-    """The page's own words in the nearest language; none in English, which is their key."""
+@dataclass(frozen=True)
+class PageWords:
+    """The page's own words; none in English, which is their key."""
+
+    page: Mapping[str, str]
+    notes: Mapping[str, str]
+    choices: Mapping[str, Mapping[str, Mapping[str, str]]]
+
+
+def page_words(language: str) -> PageWords:
+    """The page's own words in the nearest language."""
     own = words_in(known(language))
-    return {name: own.get(name, {}) for name in ("page", "notes", "choices")}
+    return PageWords(*(own.get(field.name, {}) for field in fields(PageWords)))
 
 
 @cache
@@ -45,22 +56,18 @@ def words_in(language: str) -> dict[str, Any]:
     return json.loads((FOLDER / language / "main.json").read_text(encoding="utf-8")).get("lycoris", {})
 
 
-def known(language: object) -> str:
+def known(language: str) -> str:
     """The nearest language that has texts: `zh` for `zh-TW`, English for an unknown one."""
-    name = str(language)[:LONGEST]
+    name = language[:LONGEST]
     return next((each for each in (name, name.partition("-")[0]) if each in languages()), languages()[0])
 
 
-def remember(text: str) -> None:
-    """Note the language of a page: `{"page": client id, "language": name}`.
-
-    Raises LycorisError or ValueError for another text.
-    """
-    asked = parse_json(text)
-    if not isinstance(asked, dict) or not isinstance(asked.get("page"), str) or len(asked["page"]) > LONGEST:
-        raise LycorisError("E-question-unreadable", got="no page with a language")
-    _of_pages.pop(asked["page"], None)
-    _of_pages[asked["page"]] = known(asked.get("language"))
+def remember(page: str, language: str) -> None:
+    """Note the language of a page, which is named by its client id. Longer names are no page's."""
+    if len(page) > LONGEST:
+        return
+    _of_pages.pop(page, None)
+    _of_pages[page] = known(language)
     while len(_of_pages) > MOST:
         del _of_pages[next(iter(_of_pages))]
 

@@ -90,7 +90,7 @@ def _check_row(where: str, table: Any, own: PresetFile) -> None:
         with located(place=where):
             for file in row.files:
                 adapter_stamp(lora_path(file))
-            parsed(row.rules, own)
+            parsed(row.all_rules, own)
 
 
 def _stamp(rows: str) -> str:
@@ -109,7 +109,7 @@ def _words(said: About, file: str) -> tuple[str, ...]:
 
 def _entry(where: str, row: Row, own: PresetFile) -> Entry:
     with located(place=where):
-        rules = parsed(row.rules, own)
+        rules = parsed(row.all_rules, own)
         return Entry(
             load_adapter(lora_path(row.file)),
             strength=row.strength_model,

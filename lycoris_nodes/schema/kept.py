@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..host.page import running_node
@@ -14,7 +15,20 @@ MOST = 256
 Prompt = Mapping[str, Mapping[str, Any]]
 SHOWN = ("text", "lycoris", "training")
 """The parts of a node's output that are its report."""
-_kept: dict[str, Mapping[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class KeptReport:
+    """What a node has shown."""
+
+    node: str
+    """The host's key of the node."""
+    prompt: Prompt
+    """The part of the prompt that the node depends on."""
+    output: Mapping[str, Any]
+
+
+_kept: dict[str, KeptReport] = {}
 
 
 def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
@@ -32,14 +46,14 @@ def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
     _kept.pop(signature, None)
     if shown and "text" in shown:
         output = {name: shown[name] for name in SHOWN if name in shown}
-        _kept[signature] = {"node": node, "prompt": needed, "output": output}
+        _kept[signature] = KeptReport(node, needed, output)
     while len(_kept) > MOST:
         del _kept[next(iter(_kept))]
 
 
-def kept(nodes: Collection[str]) -> list[Mapping[str, Any]]:
-    """The reports of nodes by the host's keys, the latest first, each with its part of the prompt."""
-    return [report for report in reversed(list(_kept.values())) if report["node"] in nodes]
+def kept(nodes: Collection[str]) -> list[KeptReport]:
+    """The reports of nodes by the host's keys, the latest first."""
+    return [report for report in reversed(list(_kept.values())) if report.node in nodes]
 
 
 def _before(prompt: Prompt, node: str, done: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

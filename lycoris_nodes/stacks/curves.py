@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ...lycoris_ops import Curve, LycorisError, Schedule, ScheduleError
+from ...lycoris_ops import Curve, Schedule, ScheduleError
 
 SAMPLES = 96
 """The number of intervals that are drawn: a node is a few hundred pixels wide."""
@@ -34,19 +35,30 @@ def wired(value: Any) -> Curve:
     return Curve(points_of_curve, EASES[ease])
 
 
-def drawn(text: str) -> dict[str, Any]:
-    """The curves of a schedule's text as points to draw, with their names; or the error in words."""
-    try:
-        schedule = Schedule.parse(text)
-    except LycorisError as error:
-        return {"error": str(error)}
-    return {
-        "curves": [
-            {
-                "name": " ".join(pattern.text for pattern in track.patterns),
-                "values": [track.timing.curve.at(step / SAMPLES) for step in range(SAMPLES + 1)],
-            }
-            for stage in schedule.stages
+@dataclass(frozen=True)
+class DrawnCurve:
+    name: str
+    values: Sequence[float]
+    """At evenly spaced times from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class DrawnCurves:
+    curves: Sequence[DrawnCurve]
+
+
+def drawn(text: str) -> DrawnCurves:
+    """The curves of a schedule's text as points to draw.
+
+    Raises LycorisError for a text that is no schedule.
+    """
+    return DrawnCurves(
+        [
+            DrawnCurve(
+                " ".join(pattern.text for pattern in track.patterns),
+                [track.timing.curve.at(step / SAMPLES) for step in range(SAMPLES + 1)],
+            )
+            for stage in Schedule.parse(text).stages
             for track in stage
         ]
-    }
+    )

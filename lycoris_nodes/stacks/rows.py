@@ -6,9 +6,10 @@ A JSON table with the version of the format and a list of rows, in their order:
       {"on": true, "file": "style/ink.safetensors", "strength_model": 0.8, "rules": "mid = 0.5"}
     ]}
 
-Only `rows` and the `file` of each row are required. `strength_clip` defaults to `strength_model`. A strength
-may be a text, as the user typed it. For a model with two experts, `low_noise` is the file for the low-noise
-expert, and `file` for the other. The formats of `foreign.py` are read too.
+Only `rows` and the `file` of each row are required. `strength_clip` defaults to `strength_model`, and
+`video` and `audio` are factors of the strength for the picture and for the sound. A number may be a text, as
+the user typed it. For a model with two experts, `low_noise` is the file for the low-noise expert, and `file`
+for the other. The formats of `foreign.py` are read too.
 """
 
 from __future__ import annotations
@@ -45,16 +46,26 @@ class Row:
     """Block rules of this adapter alone, as in Weight LyCORIS Blocks."""
     low_noise: str = ""
     """For a model with two experts: the file for low noise, while `file` is for high noise; "" for none."""
+    video: float = 1.0
+    audio: float = 1.0
+    """Factors of the strength of layers for the picture, and for the sound."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """The row's file, or both files of a pair."""
         return (self.file, self.low_noise) if self.low_noise else (self.file,)
 
+    @property
+    def all_rules(self) -> str:
+        """Its block rules, and its factors as such."""
+        factors = [f"{name} = *{getattr(self, name)}" for name in SIGNALS if getattr(self, name) != 1]
+        return "\n".join([self.rules, *factors])
+
 
 EMPTY = json.dumps({"version": VERSION, "rows": []})
 FIELDS = [field.name for field in fields(Row)]
-STRENGTH_FIELDS = ("strength_model", "strength_clip")
+SIGNALS = ("video", "audio")
+STRENGTH_FIELDS = ("strength_model", "strength_clip", *SIGNALS)
 
 
 def _strength(value: object) -> bool:
@@ -69,6 +80,7 @@ KINDS = {
     "strength_clip": (_strength, f"a number, {STRENGTHS}, or nothing at all"),
     "rules": (lambda value: isinstance(value, str), "a text"),
     "low_noise": (lambda value: isinstance(value, str), "a text"),
+    **dict.fromkeys(SIGNALS, (_strength, f"a number, {STRENGTHS}")),
 }
 """What each field may hold: a test, and its description in words."""
 
@@ -159,6 +171,7 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
 def row_table(row: Row) -> dict[str, Any]:
     """A row as written to a workflow, without unneeded fields."""
     table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
+    table |= {name: getattr(row, name) for name in SIGNALS if getattr(row, name) != 1}
     if row.strength_clip not in (None, row.strength_model):
         table["strength_clip"] = row.strength_clip
     if row.low_noise:

@@ -7,7 +7,7 @@ const MARGIN = { left: 30, right: 8, top: 8, bottom: 16 }
 const WIDTH = 320
 export const HEIGHT = 110
 
-/** @typedef {{name: string, values: number[]}} Curve values at evenly spaced times from 0 to 1 */
+/** @typedef {import("./routes.js").DrawnCurve} Curve */
 
 /**
  * The range of the values, which includes 0 and 1, and the points of each curve in the drawing.

@@ -1,6 +1,7 @@
-// Asks the server in the user's language, reads its words, and shows choices and notes in it.
+// Reads the words of the user's language, and shows choices and notes in it.
 
 import { app } from "../../scripts/app.js"
+import { get, post, userLanguage } from "./ask.js"
 import { speak } from "./language.js"
 import { widgetOf } from "./nodes.js"
 
@@ -15,28 +16,14 @@ let shown = {}
  */
 let ofEnglish = new Map()
 
-const language = () => String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en")
-
-/**
- * Ask a route of the pack. What it answers in words is in the user's language.
- *
- * @param {string} route
- * @param {RequestInit} [options]
- * @returns {Promise<Response>}
- */
-export const askServer = (route, options = {}) =>
-  app.api.fetchApi(route, { ...options, headers: { "Lycoris-Language": language() } })
-
 /** Let the server speak the user's language in the prompts of this page. It forgets this when it is started anew. */
 export async function sayLanguage() {
-  const body = JSON.stringify({ page: app.api.clientId ?? "", language: language() })
-  await askServer("/lycoris/language", { method: "POST", body })
+  await post("/lycoris/language", { page: app.api.clientId ?? "", language: userLanguage() })
 }
 
 /** Read the words before any node is made. */
 export async function readWords() {
-  const answer = await askServer(`/lycoris/words?language=${encodeURIComponent(language())}`)
-  const { page, notes, choices } = await answer.json()
+  const { page, notes, choices } = await get("/lycoris/words", { language: userLanguage() })
   speak(page)
   shown = choices
   ofEnglish = new Map(Object.entries(notes))

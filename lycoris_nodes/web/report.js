@@ -1,9 +1,9 @@
 // Shows the report of a node in a box on the node, while there is something to say.
 
 import { app } from "../../scripts/app.js"
+import { get } from "./ask.js"
 import { isRestoring, onPrompt, queuedPrompts } from "./host.js"
 import { t } from "./language.js"
-import { askServer } from "./locale.js"
 import { anyNodeOf, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { fill, remove, shownOn, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
@@ -86,10 +86,9 @@ async function recall(nodes) {
   const left = new Map([...nodes].filter(([, node]) => [undefined, "waiting"].includes(stateOf(node))))
   if (!left.size) return
   const graph = app.rootGraph
-  const answer = await askServer(`/lycoris/reports?nodes=${[...left.keys()].join(",")}`)
-  for (const { node: key, prompt, output } of await answer.json()) {
+  for (const { node: key, prompt, output } of await get("/lycoris/reports", { nodes: [...left.keys()].join(",") })) {
     const node = left.get(key)
-    if (graph !== app.rootGraph || !node || !isAsIn(prompt, key, anyNodeOf)) continue
+    if (graph !== app.rootGraph || !node || !isAsIn(/** @type {any} */ (prompt), key, anyNodeOf)) continue
     if ([undefined, "waiting"].includes(stateOf(node))) show(node, output)
     left.delete(key)
   }

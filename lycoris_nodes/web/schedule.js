@@ -1,8 +1,8 @@
 // Draws the curves of Schedule LyCORIS Strength below its text, as they are typed.
 
+import { post } from "./ask.js"
 import { HEIGHT, picture } from "./curves.js"
 import { make } from "./elements.js"
-import { askServer } from "./locale.js"
 import { onValue, showElement, widgetOf } from "./nodes.js"
 import { shareWheel } from "./host.js"
 
@@ -32,8 +32,7 @@ export function addPicture(node) {
   let waiting
   async function draw() {
     const question = ++asked
-    const answer = await askServer("/lycoris/curve", { method: "POST", body: text?.value ?? "" })
-    const found = await answer.json()
+    const found = await post("/lycoris/curve", text?.value ?? "")
     // The text may have changed while the server answered.
     if (question !== asked) return
     element.replaceChildren(found.error ? fault(found.error) : picture(found.curves))

@@ -2,9 +2,9 @@
 // linked model.
 
 import { app } from "../../scripts/app.js"
+import { post } from "./ask.js"
 import { onPrompt, queuedPrompts } from "./host.js"
 import { t } from "./language.js"
-import { askServer } from "./locale.js"
 import { anyNodeOf, nodeOf, ourKeyedNodes, widgetOf } from "./nodes.js"
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
@@ -67,8 +67,8 @@ function valuesOf(node) {
 async function ask(place, anew = false, force = anew) {
   const { key, node } = place
   const linked = (node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map(({ name }) => ownName(name))
-  /** @type {any} */
-  const question = { node: key, type: node.comfyClass, page: app.api.clientId, model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
+  /** @type {import("./routes.js").TrainingQuestion} */
+  const question = { node: key, type: node.comfyClass, page: app.api.clientId ?? "", model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
   if (isTrain(node)) question.values = valuesOf(node)
   const body = JSON.stringify(question)
   const before = known.get(node)
@@ -77,8 +77,7 @@ async function ask(place, anew = false, force = anew) {
   if (before?.asked === body && !force) return
   const now = { asked: body, usual: before?.usual ?? {}, others: {} }
   known.set(node, now)
-  const answer = await askServer("/lycoris/training", { method: "POST", body })
-  const told = await answer.json()
+  const told = await post("/lycoris/training", question)
   if (known.get(node) !== now || told.error) return
   now.usual = told.usual
   showUsual(node, now.usual)
@@ -147,12 +146,6 @@ function actsOf(place) {
       await run()
     },
   }
-}
-
-/** @param {string} text */
-async function translate(text) {
-  const answer = await askServer("/lycoris/config", { method: "POST", body: JSON.stringify({ text }) })
-  return answer.json()
 }
 
 /**
@@ -260,7 +253,7 @@ export function listenToTrainings() {
 /** @param {GraphNode} node */
 export function pasteItem(node) {
   if (!isTrain(node)) return []
-  const callback = () => askForSettings(translate, (values, pictures) => {
+  const callback = () => askForSettings((text) => post("/lycoris/config", { text }), (values, pictures) => {
     setValues(node, values)
     const place = [...placed()].find((one) => one.node === node)
     const slot = (node.inputs ?? []).findIndex(({ name }) => ownName(name) === "latents")

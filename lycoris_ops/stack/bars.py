@@ -19,6 +19,7 @@ from ..names.targets import ENCODERS, WEIGHT, host_name
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
 from ..rules.scene import Scene
+from .bar_lines import BarLines
 from .resolve import resolve
 from .stack import Entry, Stack
 from .survey import blocks_of, size_of
@@ -53,7 +54,7 @@ class BarGroup:
     bars: tuple[Bar, ...]
 
 
-class Weight(NamedTuple):
+class BarWeight(NamedTuple):
     """The weight that rules give the layers of a bar."""
 
     mean: float
@@ -64,7 +65,7 @@ class Weight(NamedTuple):
 class Weighed(NamedTuple):
     """The effect of rules on the bars."""
 
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, BarWeight]
     """By the name of the bar."""
     idle: tuple[str, ...]
     """Patterns that match nothing in the model."""
@@ -167,12 +168,35 @@ class Bars:
         without = {bar.name: bar.members for bar in self.bars if not bar.layers}
         others = {f"{name}#{at}": member for name, held in without.items() for at, member in enumerate(held)}
         rest = rules.on(Scene(self.blocks, others)).of
-        weights: dict[str, Weight] = {}
+        weights: dict[str, BarWeight] = {}
         for bar in self.bars:
             values = [mine.of[layer] for layer in bar.layers]
             values = values or [rest[f"{bar.name}#{at}"] for at in range(len(bar.members))]
-            weights[bar.name] = Weight(fsum(values) / len(values), min(values), max(values))
+            weights[bar.name] = BarWeight(fsum(values) / len(values), min(values), max(values))
         return Weighed(weights, mine.idle)
+
+    def painted(self, text: str, weights: Mapping[str, float]) -> str:
+        """The text of rules after some bars have been set, by their names.
+
+        What bars cannot say stays as it is written, before the lines of the bars.
+        """
+        lines = self._lines(text)
+        lines.set(weights)
+        return str(lines)
+
+    def kinds_of(self, text: str) -> tuple[str, Mapping[str, float]]:
+        """A text of rules without the lines at its end that scale kinds, and the factor of each kind there.
+
+        The bars of the kinds show these factors. The lines before them keep their numbers.
+        """
+        lines = self._lines(text)
+        return lines.without_kinds, lines.kinds
+
+    def _lines(self, text: str) -> BarLines:
+        names: dict[bool, list[str]] = {False: [], True: []}
+        for group in self.groups:
+            names[group.sort == "kinds"] += [bar.name for bar in group.bars]
+        return BarLines.read(text, names[False], names[True])
 
     def fitting(self, presets: Mapping[str, str]) -> dict[str, str]:
         """The presets, by name, that name only blocks of the model."""

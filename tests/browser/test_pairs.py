@@ -119,7 +119,7 @@ def test_picture_and_sound_have_factors_of_their_own(
     page.keyboard.type("0.5")
     page.keyboard.press("Enter")
     page.wait_for_function("() => !document.activeElement?.classList.contains('lycoris-number')")
-    assert rows.said()[0][0]["rules"] == "audio = *0.5"
+    assert rows.said()[0][0] == {"file": SOUND, "audio": 0.5}
     assert sound.input_value() == "0.50"
     assert rows.line(0).get_by_label("factor for the picture").input_value() == "1.00"
     screenshot(f"sound-{'vue' if vue_nodes else 'canvas'}")
@@ -130,12 +130,13 @@ def test_picture_and_sound_have_factors_of_their_own(
         page.keyboard.press("Enter")
         page.get_by_text(f"{typed} is no number from").wait_for()
         assert sound.input_value() == "0.50"
-        assert rows.said()[0][0]["rules"] == "audio = *0.5"
+        assert rows.said()[0][0] == {"file": SOUND, "audio": 0.5}
     rows.menu(0, "Picture off")
     rows.menu(0, "Sound off")
-    assert rows.said()[0][0]["rules"] == "video = *0\naudio = *0"
+    off = {"file": SOUND, "audio": 0}
+    assert rows.said()[0][0] == {**off, "video": 0}
     rows.menu(0, "Picture on")
-    assert rows.said()[0][0]["rules"] == "audio = *0"
+    assert rows.said()[0][0] == off
     # Of files without sound there is nothing to see.
     assert not rows.line(1).get_by_label("factor for the sound").is_visible()
     assert ui.errors == []

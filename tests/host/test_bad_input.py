@@ -110,7 +110,7 @@ POSTS: dict[str, tuple[str, str]] = {
     "a config": ("/lycoris/config", json.dumps({"text": ".py " * 16_000})),
     "types": ("/lycoris/training", json.dumps({**QUESTION, "node": 1, "page": 1, "linked": 1, "values": 1})),
     "20 MB": ("/lycoris/curve", "0" * 20_000_000),
-    "a header": ("/lycoris/adapters/facts", json.dumps(["header.safetensors"])),
+    "a header": ("/lycoris/adapters/facts", json.dumps({"files": ["header.safetensors"]})),
 }
 PREVIEWS = {"within.safetensors": ("PNG", 13_300), "beside.safetensors": ("WEBP", 2_600)}
 

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
+from tests.harness.routes import FILE, script
 
 pytestmark = pytest.mark.host
 
@@ -72,10 +73,12 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "training": {"node": "1", "page": "p", "model": [], "clip": [], "values": {}, "linked": [], "type": "t"},
     "config": {"text": "a: 1"},
     "rules": {"file": "lora.safetensors", "model": [], "clip": [], "rules": ""},
+    "paint": {"file": "lora.safetensors", "model": [], "clip": [], "rules": "", "weights": {}},
+    "adapters/facts": {"files": []},
 }
 
 
-@pytest.mark.parametrize("route", ["rows", "curve", "adapters/facts", *QUESTIONS])
+@pytest.mark.parametrize("route", ["rows", "curve", *QUESTIONS])
 def test_values_of_wrong_types_are_answered_in_words(host: Host, route: str) -> None:
     bodies = ["", "{", "9" * 5000, *map(json.dumps, WRONG)]
     question = QUESTIONS.get(route, {})
@@ -83,7 +86,7 @@ def test_values_of_wrong_types_are_answered_in_words(host: Host, route: str) -> 
     for body in bodies:
         status, kind, answer = ask(f"/lycoris/{route}", body)
         assert (status, kind) == (200, "application/json") and json.loads(answer) is not None, body
-    for name in {"file", "rules", "values", "linked"} & question.keys():
+    for name in {"file", "rules", "values", "linked", "weights", "files"} & question.keys():
         answer = json.loads(ask(f"/lycoris/{route}", json.dumps({**question, name: 1}))[2])
         assert f"{name} that is not" in answer["error"]
 
@@ -215,7 +218,7 @@ def test_a_clip_is_given_as_it_is_and_a_picture_comes_first(
 
 
 def facts(host: Host, *names: str) -> dict[str, Any]:
-    content = ask("/lycoris/adapters/facts", json.dumps(names))[2].decode()
+    content = ask("/lycoris/adapters/facts", json.dumps({"files": names}))[2].decode()
     assert str(host.base) not in content.replace("\\\\", "\\"), content
     return json.loads(content)
 
@@ -335,7 +338,7 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(
         assert "models/loras/late.safetensors: the file cannot be read (found Permission denied)" in error
     assert facts(host, late)[late]["error"] == ""
     for asked in ("", "5", "{}", '"told"', "[" * 5000, "[[5]]"):
-        assert ask("/lycoris/adapters/facts", asked)[2] == b"{}"
+        assert "cannot be read" in json.loads(ask("/lycoris/adapters/facts", asked)[2])["error"]
 
 
 def test_facts_are_kept_until_the_file_changes(
@@ -374,7 +377,7 @@ def test_reports_are_kept_by_their_prompt_up_to_a_number(host: Host, monkeypatch
         prompt = {"1": {"inputs": {"x": value}}, "2": {"inputs": {"from": ["1", 0]}}, "3": {"inputs": {}}}
         module.keep(SimpleNamespace(prompt=prompt, extra_pnginfo={"workflow": {}}), shown)
         assert module.kept(["1", "3"]) == []
-        return [one["output"]["text"] for one in module.kept(["2"])]
+        return [one.output["text"] for one in module.kept(["2"])]
 
     for value in range(5):
         found = ran(value, {"text": [str(value)], "images": []})
@@ -382,3 +385,9 @@ def test_reports_are_kept_by_their_prompt_up_to_a_number(host: Host, monkeypatch
     # A repeated run becomes the latest, and one without a report removes its earlier report.
     assert ran(2, {"text": ["again"]}) == [["again"], ["4"], ["3"]]
     assert ran(4, None) == [["again"], ["3"]]
+
+
+def test_the_pages_types_and_constants_are_those_of_the_routes(host: Host) -> None:
+    names = ("routes", "stacks.rows", "files.loras")
+    made = script(*(host.module(f"lycoris_nodes.{name}") for name in names))
+    assert FILE.read_text(encoding="utf-8") == made, "write it: python -m tests.harness.routes --write"

@@ -57,8 +57,21 @@ def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callabl
     ]
     assert sum(shares) == pytest.approx(1) and shares != [bar["share"] for bar in single]
 
-    found = weights("in.1-2 = 0.5\nattn = *0.5")
-    assert found["weights"]["in.2"] == [0.5, 0.5, 0.5] and found["weights"]["in.1"][1:] == [0.25, 0.5]
+    found = weights("in.1-2 = 0.5\nattn = *0.5\nmlp = 0.25")
+    assert found["weights"]["in.1"][1:] == [0.25, 0.5] and not found["kinds"]
+    # The bars of blocks show weights without the scales of kinds at the end, and the button those with them.
+    scaled, plain = weights("in.1-2 = 0.5\nattn = *0.5"), weights("in.1-2 = 0.5")
+    assert scaled["weights"] == plain["weights"] and scaled["weights"]["in.1"] == [0.5, 0.5, 0.5]
+    assert scaled["kinds"] == {"attn": 0.5} and scaled["line"][1] < plain["line"][1] == 0.5
+    question = {
+        "file": LORA,
+        "model": [],
+        "clip": [],
+        "rules": "in.1-2 = 0.5",
+        "weights": {"mid": 0, "attn": 2},
+    }
+    answer = json.loads(ask("/lycoris/paint", json.dumps(question))[2])
+    assert answer == {"rules": "in.1-2 = 0.5\nmid = 0\nattn = *2"}
     # Four blocks, the middle, four blocks; what is beside them; one text encoder.
     assert len(found["line"]) == 11 and found["line"][0] == 1
     assert weights("foo = 0.5")["idle"]

@@ -349,3 +349,13 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
         "loras/far.safetensors: "
     )
     assert "output/in no list.safetensors" in said[-1]
+
+
+def test_factors_of_picture_and_sound_are_block_rules(host: Host) -> None:
+    rows = text({"file": LORA, "rules": "mid = 0.5", "audio": "0,5", "video": 0}, {"file": LORA, "audio": 1})
+    assert valid(host, rows) is True
+    first, second = host.run("LycorisAdapterRows", rows)[0].entries
+    assert str(first.rules) == "mid = 0.5; video = *0; audio = *0.5" and second.rules is None
+    told_back = rows_of(rows)["rows"]
+    assert [{"video", "audio"} & row.keys() for row in told_back] == [{"video", "audio"}, set()]
+    assert "audio" in str(valid(host, text({"file": LORA, "audio": "x"})))

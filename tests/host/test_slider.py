@@ -193,8 +193,8 @@ def told(host: Host, folder: Path, **values: Any) -> Any:
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(folder))
     try:
-        asked = {"node": "1", "page": "1", "model": [], "clip": [], "linked": [], "values": values}
-        return page.told(asked, schema.inputs())["stopped"]
+        asked = page.TrainingQuestion([], [], "1", "1", linked=[], values=values)
+        return page.told(asked, schema.inputs()).stopped
     finally:
         folder_paths.set_output_directory(before)
 
@@ -222,11 +222,11 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             slide(host, tmp_path, model, **given)
         stop_after(100)
-        assert told(host, tmp_path, guidance=3.0)["differences"] != []
+        assert told(host, tmp_path, guidance=3.0).differences != []
         stopped = told(
             host, tmp_path, **{**USUAL, **FULL, "pictures": 2, "guidance": 3.0, "algorithm": "lokr"}
         )
-        assert stopped["step"] == 3 and stopped["differences"] == []
+        assert stopped.step == 3 and stopped.differences == []
         made = slide(host, tmp_path, model, **given)
     assert (
         "data: 2 latents (8 x 8 x2), batches in an epoch: 2; each step trains at the strengths -1, 1"

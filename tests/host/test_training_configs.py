@@ -295,27 +295,27 @@ def test_the_kind_of_a_form_decides_which_of_its_fields_count(
     host: Host, form: str, algorithm: str | None, preset: str | None
 ) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
-    found = configs.translated({"text": json.dumps({**FORM, "LoRA_type": form})})
-    values = found["values"]
+    found = configs.translated(json.dumps({**FORM, "LoRA_type": form}))
+    values = found.values
     assert (values.get("algorithm"), values.get("layers.preset")) == (algorithm, preset)
     assert ("factor" in values.get("layers.overrides", "")) == (algorithm == "lokr")
-    assert any("dylora" in note for note in found["notes"]) == (algorithm is None)
+    assert any("dylora" in note for note in found.notes) == (algorithm is None)
 
 
 @pytest.mark.parametrize("trainer", WANTED)
 def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     text, values, notes = WANTED[trainer]
-    found = configs.translated({"text": text})
-    assert (found["trainer"], found["values"]) == (trainer, {**LEFT_OUT, **values})
-    assert set(notes) <= set(found["notes"])
+    found = configs.translated(text)
+    assert (found.trainer, found.values) == (trainer, {**LEFT_OUT, **values})
+    assert set(notes) <= set(found.notes)
     # What changes nothing that is learned needs no note.
-    assert not any("xformers" in note for note in found["notes"])
+    assert not any("xformers" in note for note in found.notes)
     schema = host.module("lycoris_nodes.training.node.schema")
     # The node takes each of them as it is.
     literals = host.module("lycoris_nodes.schema.checks").literals
-    taken = literals(schema.inputs(), found["values"])
-    assert all(taken[name.rpartition(".")[2]] == value for name, value in found["values"].items())
+    taken = literals(schema.inputs(), found.values)
+    assert all(taken[name.rpartition(".")[2]] == value for name, value in found.values.items())
 
 
 KOHYA_SETS = """
@@ -346,18 +346,16 @@ resolution = [1152, 896]
     ],
 )
 def test_resolutions_become_those_of_the_pictures(host: Host, text: str, resolution: str | None) -> None:
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
-    assert found["pictures"] == ({"resolution": resolution} if resolution else {})
-    assert any(
-        "resolution = " in note and "set on LyCORIS Training Pictures" in note for note in found["notes"]
-    )
+    found = host.module("lycoris_nodes.training.configs.config").translated(text)
+    assert found.pictures == ({"resolution": resolution} if resolution else {})
+    assert any("resolution = " in note and "set on LyCORIS Training Pictures" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("text", ["", "{", "a: [", "[1, 2]", "just words", '{"steps": 3}'])
 def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     with pytest.raises(host.ops.LycorisError, match=r"not a config|no known trainer"):
-        configs.translated({"text": text})
+        configs.translated(text)
 
 
 @pytest.mark.parametrize(
@@ -389,34 +387,34 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
 def test_what_cannot_be_read_is_refused_and_says_where(host: Host, text: str, which: str) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     with pytest.raises(host.ops.LycorisError, match=which or "cannot be read"):
-        configs.translated({"text": text})
+        configs.translated(text)
 
 
 def test_what_an_optimiser_without_a_counterpart_was_given_is_noted_with_it(host: Host) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     text = 'network_dim = 4\noptimizer_type = "Lion"\noptimizer_args = ["weight_decay=0.1", "eps=1e-30"]'
-    found = configs.translated({"text": text})
-    assert "optimizer_type = Lion weight_decay=0.1 eps=1e-30" in found["notes"]
-    assert not found["values"].keys() & {"optimisation.weight_decay", "optimisation.optimiser_args"}
+    found = configs.translated(text)
+    assert "optimizer_type = Lion weight_decay=0.1 eps=1e-30" in found.notes
+    assert not found.values.keys() & {"optimisation.weight_decay", "optimisation.optimiser_args"}
 
 
 def test_a_config_that_trains_no_adapter_says_so(host: Host) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     text = '{"training_method": "FINE_TUNE", "learning_rate": 1e-5, "text_encoder": {"train": true}}'
-    found = configs.translated({"text": text})
-    assert "training_method = FINE_TUNE: an adapter is trained here" in found["notes"]
-    assert "text_encoder: train: link `clip` and `captions`" in found["notes"]
-    assert found["values"]["rank"] == 16
+    found = configs.translated(text)
+    assert "training_method = FINE_TUNE: an adapter is trained here" in found.notes
+    assert "text_encoder: train: link `clip` and `captions`" in found.notes
+    assert found.values["rank"] == 16
 
 
 def test_arguments_may_be_one_text(host: Host) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
     # With a byte order mark, as from some editors.
     found = configs.translated(
-        {"text": "\ufeffnetwork_dim = 4\noptimizer_args = 'weight_decay=0.1 \"betas=0.9,0.95\"'"}
+        "\ufeffnetwork_dim = 4\noptimizer_args = 'weight_decay=0.1 \"betas=0.9,0.95\"'"
     )
-    assert found["values"]["optimisation.weight_decay"] == 0.1
-    assert found["values"]["optimisation.optimiser_args"] == "betas=0.9,0.95"
+    assert found.values["optimisation.weight_decay"] == 0.1
+    assert found.values["optimisation.optimiser_args"] == "betas=0.9,0.95"
 
 
 @pytest.mark.parametrize(
@@ -433,7 +431,7 @@ def test_arguments_may_be_one_text(host: Host) -> None:
     ],
 )
 def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text: str, alpha: float) -> None:
-    values = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
+    values = host.module("lycoris_nodes.training.configs.config").translated(text).values
     assert values["layers.alpha"] == alpha and values["rank"] in (4, 16)
 
 
@@ -474,13 +472,13 @@ def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text:
 def test_what_layers_are_like_is_taken_over_as_options_of_all(
     host: Host, text: str, values: dict[str, Any]
 ) -> None:
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    found = host.module("lycoris_nodes.training.configs.config").translated(text)
     chosen = ("layers.preset", "layers.overrides", "rank")
-    there = {name: found["values"][name] for name in chosen if name in found["values"]}
+    there = {name: found.values[name] for name in chosen if name in found.values}
     assert there == values
-    assert not [note for note in found["notes"] if "lokr" in note or "conv" in note]
+    assert not [note for note in found.notes if "lokr" in note or "conv" in note]
     overrides = host.module("lycoris_nodes.training.node.overrides").overrides_of
-    algorithm = found["values"].get("algorithm", "lora")
+    algorithm = found.values.get("algorithm", "lora")
     for options in overrides(there.get("layers.overrides", "")).values():
         # The library takes each option.
         host.ops.create_lycoris(
@@ -577,7 +575,7 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
 )
 def test_what_a_config_leaves_out_is_as_in_its_trainer(host: Host, text: str, values: dict[str, Any]) -> None:
     """The defaults are those of the trainers' sources."""
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
+    found = host.module("lycoris_nodes.training.configs.config").translated(text).values
     assert {name: found.get(name) for name in values} == values
 
 
@@ -616,10 +614,10 @@ FLUX = "network_dim = 4\nnetwork_module = 'networks.lora_flux'\n"
 def test_times_are_drawn_as_in_the_trainer(
     host: Host, text: str, times: str | None, shift: float | None
 ) -> None:
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
-    assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
+    found = host.module("lycoris_nodes.training.configs.config").translated(text)
+    assert (found.values.get("noise.times"), found.values.get("noise.shift")) == (times, shift)
     which = "weighting_scheme = mode" if "mode" in text else "timestep_sampling"
-    assert any(which in note for note in found["notes"]) == (times is None)
+    assert any(which in note for note in found.notes) == (times is None)
 
 
 @pytest.mark.parametrize(
@@ -644,9 +642,9 @@ def test_times_are_drawn_as_in_the_trainer(
 def test_experts_and_their_steps_are_those_of_the_trainer(
     host: Host, text: str, steps: int, expert: str | None, note: str
 ) -> None:
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
-    assert (found["values"]["steps"], found["values"].get("noise.expert")) == (steps, expert)
-    assert any(note in one for one in found["notes"])
+    found = host.module("lycoris_nodes.training.configs.config").translated(text)
+    assert (found.values["steps"], found.values.get("noise.expert")) == (steps, expert)
+    assert any(note in one for one in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -666,9 +664,9 @@ def test_settings_of_onetrainer_that_depend_on_others(
     host: Host, settings: dict[str, Any], values: dict[str, Any]
 ) -> None:
     text = json.dumps({"training_method": "LORA", "learning_rate": 3e-4, **settings})
-    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
-    assert {name: found["values"].get(name) for name in values} == values
-    assert not found["notes"]
+    found = host.module("lycoris_nodes.training.configs.config").translated(text)
+    assert {name: found.values.get(name) for name in values} == values
+    assert not found.notes
 
 
 @pytest.mark.parametrize("broken", ["\\\n", "^\n", "`\r\n"])
@@ -686,9 +684,9 @@ def test_a_command_line_is_read_as_the_toml_of_its_settings(host: Host, broken: 
         "gradient_checkpointing = true\nnetwork_args = ['loraplus_lr_ratio=4', 'rank_dropout=0.1']\n"
         "mixed_precision = 'bf16'"
     )
-    found = configs.translated({"text": command})
-    assert found == configs.translated({"text": toml})
-    assert found["values"]["rank"] == 32 and found["notes"] == ["dit: link the model"]
+    found = configs.translated(command)
+    assert found == configs.translated(toml)
+    assert found.values["rank"] == 32 and found.notes == ["dit: link the model"]
 
 
 def test_of_a_script_the_command_with_settings_of_a_training_is_read(host: Host) -> None:
@@ -700,9 +698,9 @@ def test_of_a_script_the_command_with_settings_of_a_training_is_read(host: Host)
         "cd scripts && python train_network.py --network_dim 32 ^\r\n"
         "  --output_name cat --seed 3 2>&1 | tee log.txt\r\npause\r\n"
     )
-    assert configs.translated({"text": script}) == configs.translated({"text": command})
+    assert configs.translated(script) == configs.translated(command)
     lines = command.replace(" --", "\n  --").replace("  --seed", "# --max_train_steps 5\n  --seed")
-    assert configs.translated({"text": lines}) == configs.translated({"text": command})
+    assert configs.translated(lines) == configs.translated(command)
 
 
 @pytest.mark.parametrize(
@@ -734,9 +732,9 @@ def test_fields_of_models_count_where_the_box_of_the_model_is_ticked(
     }
     # With this rate and none for them, it does not train the text encoders.
     form = {"LoRA_type": module, "network_dim": 4, "unet_lr": 1e-4, **fields, **({box: True} if box else {})}
-    found = configs.translated({"text": json.dumps(form)})
-    assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
-    assert bool(found["notes"]) == (box == "flux1_checkbox")
+    found = configs.translated(json.dumps(form))
+    assert (found.values.get("noise.times"), found.values.get("noise.shift")) == (times, shift)
+    assert bool(found.notes) == (box == "flux1_checkbox")
 
 
 def test_what_a_trainer_writes_into_every_config_is_not_listed(host: Host) -> None:
@@ -755,17 +753,15 @@ def test_what_a_trainer_writes_into_every_config_is_not_listed(host: Host) -> No
         "lora_weight_dtype": "FLOAT_32",
     }
     text = json.dumps({"training_method": "LORA", "learning_rate": 3e-4, **written})
-    assert configs.translated({"text": text})["notes"] == ["model_type: link the model"]
+    assert configs.translated(text).notes == ["model_type: link the model"]
     form = _toolkit(
         "network: {type: lora, conv: 16, conv_alpha: 16, network_kwargs: {ignore_if_contains: []}}, "
         "train: {noise_scheduler: flowmatch, content_or_style: balanced, switch_boundary_every: 1, "
         "diff_output_preservation: false, diff_output_preservation_class: person}"
     )
-    assert configs.translated({"text": form})["notes"] == []
-    assert "layers.preset" not in configs.translated({"text": form})["values"]
-    assert configs.translated({"text": _toolkit("train: {lr: 1}")})["notes"] == [
-        "no network: an adapter is trained here"
-    ]
+    assert configs.translated(form).notes == []
+    assert "layers.preset" not in configs.translated(form).values
+    assert configs.translated(_toolkit("train: {lr: 1}")).notes == ["no network: an adapter is trained here"]
 
 
 @pytest.mark.parametrize(
@@ -784,7 +780,7 @@ def test_adamw_decays_as_in_the_trainer_where_a_config_says_nothing(
     host: Host, text: str, decay: float | None
 ) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
-    assert configs.translated({"text": text})["values"].get("optimisation.weight_decay") == decay
+    assert configs.translated(text).values.get("optimisation.weight_decay") == decay
 
 
 def test_the_page_has_a_row_for_each_setting_that_is_read(host: Host) -> None:

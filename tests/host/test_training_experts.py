@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +174,20 @@ def asked(host: Host, tmp_path: Path) -> Asked:
     """What the page is told of a stopped training of both: expert, step, name, and changed settings."""
     import folder_paths
 
-    told = host.module("lycoris_nodes.training.node.told").told
+    page = host.module("lycoris_nodes.training.node.told")
     inputs = host.module("lycoris_nodes.training.node.schema").inputs()
     values = {"filename_prefix": "loras/ink", "steps": STEPS, "rank": "2", "seed": 5}
     values |= {"layers.preset": "attn-only", "optimisation.warmup": 0.0}
-    question = {"node": "1", "page": "", "model": [], "clip": [], "linked": ["low_noise_model"]}
+    question = page.TrainingQuestion([], [], "1", "", linked=["low_noise_model"])
 
     def ask(*, anew: bool = False, **changed: Any) -> Any:
         before = folder_paths.get_output_directory()
         folder_paths.set_output_directory(str(tmp_path))
         try:
-            found = told({**question, "values": {**values, **changed}, "anew": anew}, inputs)["stopped"]
+            found = page.told(replace(question, values={**values, **changed}, anew=anew), inputs).stopped
         finally:
             folder_paths.set_output_directory(before)
-        return found and tuple(found[name] for name in ("expert", "step", "name", "differences"))
+        return found and tuple(getattr(found, name) for name in ("expert", "step", "name", "differences"))
 
     return ask
 

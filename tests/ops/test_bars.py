@@ -144,3 +144,62 @@ def test_presets_are_those_whose_blocks_the_model_has(tmp_path: Path) -> None:
     assert {"ALL", "SDXL-OUTALL", "MIDD"} & sdxl.keys() and not [
         name for name in sdxl if name.startswith("FLUX")
     ]
+
+
+def painted(bars: lyc.Bars, text: str, **weights: float) -> str:
+    return bars.painted(text, {name.replace("__", "."): weight for name, weight in weights.items()})
+
+
+def test_bars_become_lines_with_those_of_one_weight_together(tmp_path: Path) -> None:
+    sd, flux = bars_of("sd15_locon", tmp_path), bars_of("flux_kohya", tmp_path)
+    assert painted(sd, "", in__4=0.5) == "in.4 = 0.5"
+    text = painted(sd, "in.4 = 0.5", in__5=0.5, in__6=0.5, mid=0.5, out__0=0)
+    assert text == "in.4-6 mid = 0.5\nout.0 = 0"
+    # A bar that is back at 1 needs no line.
+    assert painted(sd, "in.4-6 mid = 0.5", in__5=1) == "in.4 in.6 mid = 0.5"
+    assert painted(sd, "in.4 = 0.5", in__4=1) == ""
+    assert painted(flux, "", **{f"single__{at}": 0.5 for at in range(38)}) == "single.0-37 = 0.5"
+    apart = {
+        f"{name}__{at}": 0.5 for name in ("in", "out") for at in range(1, 12, 2) if (name, at) < ("out", 9)
+    }
+    assert painted(sd, "", **apart).splitlines() == [
+        "in.1 in.3 in.5 in.7 in.9 in.11 out.1 out.3 out.5 = 0.5",
+        "out.7 = 0.5",
+    ]
+    assert painted(sd, "", in__1=1e-6, in__2=-1e-6, in__3=12.34567) == "in.1-2 = 0\nin.3 = 12.346"
+
+
+def test_kinds_are_scales_after_the_blocks(tmp_path: Path) -> None:
+    sd = bars_of("sd15_locon", tmp_path)
+    text = painted(sd, "in.4 = 0.5", attn=0.5, mlp=1)
+    assert text == "in.4 = 0.5\nattn = *0.5"
+    assert painted(sd, text, in__5=0.2) == "in.4 = 0.5\nin.5 = 0.2\nattn = *0.5"
+    assert sd.kinds_of(text) == ("in.4 = 0.5", {"attn": 0.5})
+    assert painted(sd, text, attn=1) == "in.4 = 0.5"
+    assert sd.kinds_of("attn = *0.5\nAttn = *0.5") == ("", {"attn": 0.25})
+    # Before values it says something else, which stays.
+    assert painted(sd, "attn = *0.5\nin.4 = 0.5", in__5=0) == "attn = *0.5\nin.4 = 0.5\nin.5 = 0"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("*attn* = 0.5", "1,0,0,0", "%default=1,in1=0", "in = 0.5", "in.1 = 0.2..1", "IN01:attn:0.5"),
+        *("in.1 =", "in.4-40 = 0.5", "in.0-999999 = 0.5", "in.1 = *0.5", "FLUX-DBL-FRONT"),
+        *("in.1 nothing = 0.5", "attn = 0.5", "attn nothing = *0.5", "/attn/ = 0.3  # only attention"),
+    ],
+)
+def test_lines_that_bars_cannot_say_stay_as_written(line: str, tmp_path: Path) -> None:
+    sd = bars_of("sd15_locon", tmp_path)
+    own = f"# mine\nin.1 = 0.2\n{line}"
+    assert painted(sd, own, mid=0.5) == f"{own}\nmid = 0.5"
+    # What the bars say wins, so a weight of 1 is written.
+    assert painted(sd, own, in__1=1, in__2=0.5) == f"{own}\nin.1 = 1\nin.2 = 0.5"
+
+
+def test_comments_are_kept_and_other_spellings_are_read(tmp_path: Path) -> None:
+    sd = bars_of("sd15_locon", tmp_path)
+    text = "# the whole\nin.4 = 0.5 # less\nout.1-out.3, MID = off"
+    assert painted(sd, text, out__1=1) == "# the whole\nin.4 = 0.5  # less\nmid out.2-3 = 0"
+    assert painted(sd, text, in__4=0.6) == "# the whole\n# less\nin.4 = 0.6\nmid out.1-3 = 0"
+    assert painted(sd, "attn = *0.5 # soft", mid=0) == "mid = 0\nattn = *0.5  # soft"

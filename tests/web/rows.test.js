@@ -99,18 +99,13 @@ test("a row that takes the other file of its pair in takes the place of that fil
   assert.deepEqual(joined([off, plain], 0, pair), [{ ...both, on: false }, plain])
 })
 
-test("the factors of picture and sound are rules of a row", () => {
-  const row = { file: "a", rules: "mid = 0.5\nAudio = *0.5\nattn = *2\naudio=* .5" }
-  assert.equal(signalOf(row, "audio"), 0.25)
-  assert.equal(signalOf(row, "video"), 1)
-  assert.equal(withSignal(row, "audio", 0).rules, "mid = 0.5\nattn = *2\naudio = *0")
-  assert.equal(withSignal(row, "video", 0.8).rules, `${row.rules}\nvideo = *0.8`)
-  assert.deepEqual(withSignal({ file: "a", rules: "audio = *0" }, "audio", 1), { file: "a" })
-  // Small ones are written without an exponent, and read with one.
-  assert.equal(withSignal({ file: "a" }, "audio", 1.5e-6).rules, "audio = *0.000002")
-  assert.equal(withSignal({ file: "a", rules: "audio = *1e-7" }, "audio", 1e-7).rules, "audio = *0")
-  // What sets a weight is no factor.
-  assert.equal(signalOf({ file: "a", rules: "audio = 0" }, "audio"), 1)
+test("the factors of picture and sound are fields of a row, where they are not 1", () => {
+  const row = { file: "a", audio: 0.5 }
+  assert.deepEqual([signalOf(row, "audio"), signalOf(row, "video")], [0.5, 1])
+  assert.deepEqual(withSignal(row, "video", 0), { file: "a", audio: 0.5, video: 0 })
+  assert.deepEqual(withSignal(row, "audio", 1), { file: "a" })
+  assert.deepEqual(parseRows(formatRows([row])), [row])
+  assert.equal(parseRows('{"rows": [{"file": "a", "audio": null}]}'), null)
 })
 
 test("rows are chosen by clicks and moved together", () => {

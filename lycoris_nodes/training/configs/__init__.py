@@ -1,5 +1,4 @@
 """Translate configs of other trainers into inputs of Train LoRA / LyCORIS."""
 
-from .config import translated
-
-__all__ = ["translated"]
+from .config import Translated as Translated
+from .config import translated as translated

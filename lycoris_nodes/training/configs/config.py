@@ -324,15 +324,26 @@ def _argument(value: Any) -> str:
     return "".join(str(value).split()).strip("()[]")
 
 
-def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the config in the `text` of a request for Train LoRA / LyCORIS.
+@dataclass(frozen=True)
+class Translated:
+    """A config of another trainer, for the nodes here."""
 
-    Returns `trainer`, `values` by the inputs' names in a prompt, `pictures` with values for LyCORIS Training
-    Pictures, and `notes` on what has no counterpart or belongs to another node.
+    trainer: str
+    values: Mapping[str, Any]
+    """For Train LoRA / LyCORIS, by the inputs' names in a prompt."""
+    pictures: Mapping[str, Any]
+    """For LyCORIS Training Pictures."""
+    notes: Sequence[str]
+    """What has no counterpart or belongs to another node."""
+
+
+def translated(text: str) -> Translated:
+    """Translate a config for Train LoRA / LyCORIS.
+
     Raises LycorisError for a text that is no config of a known trainer, and for values that cannot be read.
     """
     # Some editors put a byte order mark in front.
-    table = _table(str(asked.get("text", "")).lstrip("\ufeff"))
+    table = _table(text.lstrip("\ufeff"))
     known = discover(trainers.__name__)
     for trainer in known:
         try:
@@ -348,12 +359,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         left = [f"{key} = {value}" for key, value in config.rest().items()]
         named = places(inputs())
         values = {named[name]: value for name, value in config.values.items()}
-        return {
-            "trainer": trainer.NAME,
-            "values": values,
-            "pictures": config.pictures,
-            "notes": [*config.notes, *left],
-        }
+        return Translated(trainer.NAME, values, config.pictures, [*config.notes, *left])
     raise LycorisError(
         "E-config-in-another-file" if "config_file" in table else "E-config-trainer-unknown",
         got=", ".join(map(str, list(table)[:6])) or "an empty text",

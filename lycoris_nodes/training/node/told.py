@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from ....lycoris_ops import Fingerprint, LycorisError, read_shapes
-from ...files.models import known_files, model_path
+from ...files.models import ModelQuestion, known_files, model_path
 from ...files.pairs import LOW
 from ...host.families import family_named
 from ...host.families.family import Family
@@ -21,38 +22,77 @@ from .schema import asked_of
 from .settings import Asked, rate_of, text_rate_of
 
 
-def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
-    """What the page shows on a node with these inputs: `usual`, and `running` or `stopped`.
+@dataclass(frozen=True)
+class TrainingQuestion(ModelQuestion):
+    """About a node of training, or of training data."""
 
-    The request `asked` has these entries:
+    node: str
+    """The host's key of the node."""
+    page: str
+    """The host's key of the page."""
+    linked: Sequence[str]
+    """The inputs that another node gives."""
+    type: str = ""
+    """The node's class."""
+    values: Mapping[str, Any] | None = None
+    """The values of the node's widgets, by name in a prompt. Without them the answer is only `usual`."""
+    anew: bool = False
+    """Whether to set aside the stopped training that Run would resume."""
 
-    - `node` and `page`: the keys of the node and of the page.
-    - `model` and `clip`: as in `known_files`.
-    - `values`: the values of the node's widgets, by their names in a prompt. Without them the answer is only
-      `usual`.
-    - `linked`: the inputs that another node gives.
-    - `anew`: whether to set aside the stopped training that Run would resume.
+
+@dataclass(frozen=True)
+class Stopped:
+    """A training that Run would resume, or leave as it is if settings differ."""
+
+    name: str
+    folder: str
+    losses: Sequence[tuple[int, float]]
+    validation: Sequence[tuple[int, float]]
+    samples: Sequence[tuple[int, float]]
+    """The pictures, each by its step, with the time at which it was made."""
+    expert: str
+    """The expert that was being trained, of a training of both; else ""."""
+    step: int
+    steps: int
+    differences: Sequence[str]
+    others: Mapping[str, Any]
+    """The settings that differ, with its own values, by the inputs' names in a prompt."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the page shows on a node before a training."""
+
+    usual: Mapping[str, str]
+    """What `auto` stands for, by the names of inputs."""
+    running: Mapping[str, Any] | None = None
+    """The last message of the training that runs."""
+    stopped: Stopped | None = None
+
+
+def told(asked: TrainingQuestion, inputs: Sequence[Any]) -> Told:
+    """What the page shows on a node with these inputs.
 
     Raises LycorisError for values that cannot be used.
     """
-    linked = (*asked["linked"], "stack")
-    known = asked_of(literals(inputs, asked.get("values", {})))
+    linked = (*asked.linked, "stack")
+    known = asked_of(literals(inputs, asked.values or {}))
     kinds, own = _classes_of(known_files(asked))
     family = family_named(kinds, own) if kinds else None
-    answer: dict[str, Any] = {"usual": _usual(known, family, linked)}
-    if "values" not in asked:
-        return answer
-    live = running.get(str(asked["node"]))
-    if live and live["page"] == asked["page"]:
-        return {**answer, "running": live}
+    usual = _usual(known, family, linked)
+    if asked.values is None:
+        return Told(usual)
+    live = running.get(asked.node)
+    if live and live["page"] == asked.page:
+        return Told(usual, running=live)
     # The same keys that the node makes when it runs.
-    expert = expert_of_files(known.expert, asked["model"], kinds)
+    expert = expert_of_files(known.expert, asked.model, kinds)
     experts = (*LINKS,) if LINKS[LOW] in linked else (expert,)
     keys = [key_of(of_expert(known, expert)) for expert in experts]
-    if asked.get("anew"):
+    if asked.anew:
         begin_anew(keys, unknown=linked)
     resume = bool(known.resume or known.resume_from)
-    return {**answer, "stopped": _stopped(keys, linked, inputs, resume=resume)}
+    return Told(usual, stopped=_stopped(keys, linked, inputs, resume=resume))
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -89,21 +129,22 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
 
 
-def _stopped(keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any], *, resume: bool) -> Any:
+def _stopped(
+    keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any], *, resume: bool
+) -> Stopped | None:
     offer = offer_of(keys, unknown=linked, resume=resume)
     if offer is None:
         return None
-    drawn = shown(offer.state.history(), offer.run.folder)
     theirs, settings = offer.state.settings, offer.wanted
     others = {name: value for name, value in theirs.items() if settings.get(name, value) != value}
-    return {
-        **drawn,
-        "expert": settings["expert"] if len(keys) == 2 else "",
-        "step": offer.state.step,
-        "steps": offer.state.of,
-        "differences": offer.differences,
-        "others": {key: others[name] for name, key in places(inputs).items() if name in others},
-    }
+    return Stopped(
+        **shown(offer.state.history(), offer.run.folder),
+        expert=settings["expert"] if len(keys) == 2 else "",
+        step=offer.state.step,
+        steps=offer.state.of,
+        differences=offer.differences,
+        others={key: others[name] for name, key in places(inputs).items() if name in others},
+    )
 
 
 def decimal(value: float) -> str:

@@ -3,8 +3,8 @@
 
 import { make, nameParts } from "../elements.js"
 import { t } from "../language.js"
-import { labelOf, painted, partsOf, shownWeight, withoutKinds } from "./blocks.js"
-import { followBars, weighedBy } from "./blocksserver.js"
+import { labelOf, shownWeight } from "./blocks.js"
+import { followBars, paintedBy, weighedBy } from "./blocksserver.js"
 import { splitName } from "./names.js"
 import { closePopup, openPopup } from "./popup.js"
 
@@ -47,8 +47,14 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   let groups = []
   /** @type {Map<string, {bar: Bar, group: Group, element: HTMLElement, fill: HTMLElement, input: HTMLInputElement}>} */
   const bars = new Map()
-  /** @type {Record<string, [number, number, number]>} */
+  /** @type {Record<string, [mean: number, least: number, most: number]>} */
   let weights = {}
+  /** The factor of each kind. @type {Record<string, number>} */
+  let kinds = {}
+  /** The bars that have been set and do not stand in the text yet. @type {Map<string, number>} */
+  const set = new Map()
+  /** Resolves when they do. @type {Promise<void> | null} */
+  let writing = null
   /** @type {string[]} */
   const past = []
   /** @type {string[]} */
@@ -83,8 +89,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
 
   /** @param {{bar: Bar, group: Group}} one */
   function valueOf({ bar, group }) {
-    if (group.sort === "kinds") return partsOf(area.value, groups).kinds.get(bar.name) ?? 1
-    return weights[bar.name]?.[0] ?? 1
+    return (group.sort === "kinds" ? kinds[bar.name] : weights[bar.name]?.[0]) ?? 1
   }
 
   /** @param {string} name */
@@ -120,11 +125,10 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
 
   /** Show the weights of all bars. */
   function draw() {
-    const { kinds } = partsOf(area.value, groups)
     // A kind is a larger part of the model than a block, so kinds have a scale of their own.
     const most = { kinds: topOf("kinds"), blocks: topOf("blocks") }
     for (const { bar, group, element, fill, input } of bars.values()) {
-      const value = group.sort === "kinds" ? (kinds.get(bar.name) ?? 1) : (weights[bar.name]?.[0] ?? 1)
+      const value = valueOf({ bar, group })
       const place = (/** @type {number} */ at) => (100 * (Math.min(high, Math.max(low, at)) - low)) / (high - low)
       const [from, to] = [place(Math.min(0, value)), place(Math.max(0, value))]
       fill.style.bottom = `${from}%`
@@ -220,8 +224,9 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   /** Ask what the text means, and show it. */
   async function check() {
     const text = area.value
-    const found = await weighedBy(question, withoutKinds(text, groups))
-    if (text !== area.value || ended.signal.aborted) return
+    const found = await weighedBy(question, text)
+    // What is painted is on the bars first, and then in the text.
+    if (text !== area.value || writing || ended.signal.aborted) return
     problem.textContent = found.error ?? ""
     remarks.replaceChildren()
     area.classList.toggle("lycoris-wrong", Boolean(found.error))
@@ -229,6 +234,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     if (!found.error) {
       // A copy, because painting changes it.
       weights = { ...found.weights }
+      kinds = { ...found.kinds }
       if (!dragging) fitScale()
       const mixed = [...bars.keys()].some((name) => bars.get(name)?.group.sort !== "kinds" && mixedIn(name))
       const kept = t("Some lines weigh single layers: striped bars show the mean, and these lines stay as they are.")
@@ -241,6 +247,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   /** Close, unless the text cannot be read: its problem is shown then. */
   async function finish() {
     clearTimeout(timer)
+    await writing
     await check()
     if (!ended.signal.aborted && !area.classList.contains("lycoris-wrong")) closePopup()
     else area.focus()
@@ -272,7 +279,8 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
    * @param {string[]} from
    * @param {string[]} to
    */
-  function step(from, to) {
+  async function step(from, to) {
+    await writing
     remember()
     const text = from.pop()
     if (text === undefined) return
@@ -284,11 +292,39 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
 
   /** @param {Map<string, number>} changes */
   function paint(changes) {
-    area.value = painted(area.value, changes, groups)
-    for (const [name, value] of changes) weights[name] = [value, value, value]
+    for (const [name, value] of changes) {
+      set.set(name, value)
+      if (bars.get(name)?.group.sort === "kinds") kinds[name] = value
+      else weights[name] = [value, value, value]
+    }
     problem.textContent = ""
     draw()
+    writing ??= write()
+  }
+
+  /** Let the server write what is painted into the text. What is typed meanwhile stays. */
+  async function write() {
+    try {
+      while (set.size) {
+        const text = area.value
+        const changes = new Map(set)
+        set.clear()
+        const { rules, error } = await paintedBy(question, text, changes)
+        if (error) problem.textContent = error
+        else if (text === area.value) area.value = rules
+      }
+    } catch (error) {
+      problem.textContent = String(error)
+    }
+    writing = null
     checkSoon()
+  }
+
+  /** Make what has been painted a step for Undo. */
+  async function painted() {
+    await writing
+    remember()
+    check()
   }
 
   /** @type {{line: HTMLElement[], last: number, fixed: number | null, y: number, value: number, fine: boolean} | null} */
@@ -352,9 +388,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   field.onpointerup = field.onpointercancel = () => {
     if (!dragging) return
     dragging = null
-    clearTimeout(timer)
-    remember()
-    check()
+    void painted()
   }
   // The pressed bar, found by the focus: these events go to the element that captured the pointer.
   const pressed = () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".lycoris-block") ?? null)
@@ -375,7 +409,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
    */
   function setBar(name, value) {
     paint(new Map([[name, Number(Math.min(value, 100).toFixed(3))]]))
-    remember()
+    void painted()
     tell(name)
   }
 
@@ -429,9 +463,10 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     area.focus()
   }
 
-  const popup = openPopup(panel, point, (escaped) => {
+  const popup = openPopup(panel, point, async (escaped) => {
     ended.abort()
     clearTimeout(timer)
+    if (!escaped) await writing
     if (!escaped && area.value.trim() !== before.trim()) done(area.value.trimEnd())
   })
   followBars(question, showBars, ended.signal)

@@ -1,34 +1,14 @@
 // Asks the server for the bars of a row, and for what rules do to them.
 
-import { askServer } from "../locale.js"
+import { post } from "../ask.js"
 
-/**
- * The row's file, and the files that the loaders of the model name (`names` of model.js).
- *
- * @typedef {{file: string, model: string[], clip: string[]}} Question
- * @typedef {{
- *   error?: string, model: string, connected: boolean, groups: import("./blocks.js").Group[],
- *   presets: Record<string, string>, done: number, of: number, unmeasured: number,
- * }} Bars
- * @typedef {{
- *   error?: string, line: number[], weights: Record<string, [mean: number, least: number, most: number]>,
- *   idle: string[],
- * }} Weighed
- */
+/** @typedef {import("../routes.js").BarsQuestion} Question the row's file, and the files that the loaders of the model name */
+/** @typedef {import("../routes.js").ShownBars & {error?: string}} Bars */
+/** @typedef {import("../routes.js").WeighedBars & {error?: string}} Weighed */
 
 const KEPT = 200
 /** @type {Map<string, Promise<Weighed>>} */
 const known = new Map()
-
-/**
- * @param {string} route
- * @param {string} body
- * @param {AbortSignal} [signal]
- */
-async function answerTo(route, body, signal) {
-  const answer = await askServer(route, { method: "POST", body, signal })
-  return answer.json()
-}
 
 /**
  * Ask for the bars until all shares are measured: `show` gets each answer. It ends with the signal.
@@ -38,10 +18,9 @@ async function answerTo(route, body, signal) {
  * @param {AbortSignal} signal
  */
 export async function followBars(question, show, signal) {
-  const body = JSON.stringify(question)
   try {
     for (;;) {
-      const bars = /** @type {Bars} */ (await answerTo("/lycoris/bars", body, signal))
+      const bars = await post("/lycoris/bars", question, signal)
       if (signal.aborted) return
       show(bars)
       if (bars.error || bars.done >= bars.of) return
@@ -63,7 +42,7 @@ export function weighedBy(question, rules) {
   const body = JSON.stringify({ ...question, rules })
   const asked =
     known.get(body) ??
-    answerTo("/lycoris/rules", body).catch((error) => {
+    post("/lycoris/rules", { ...question, rules }).catch((error) => {
       known.delete(body)
       return /** @type {any} */ ({ error: String(error) })
     })
@@ -72,6 +51,16 @@ export function weighedBy(question, rules) {
   if (known.size > KEPT) known.delete(/** @type {string} */ (known.keys().next().value))
   return asked
 }
+
+/**
+ * The rules after some bars have been set.
+ *
+ * @param {Question} question
+ * @param {string} rules
+ * @param {Map<string, number>} weights
+ */
+export const paintedBy = (question, rules, weights) =>
+  post("/lycoris/paint", { ...question, rules, weights: Object.fromEntries(weights) })
 
 /** Ask anew: files or presets may have changed. */
 export function forgetWeights() {

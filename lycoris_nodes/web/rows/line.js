@@ -25,7 +25,7 @@ const MARKS = { video: "▶", audio: "♪" }
  *
  * @typedef {{
  *   change: (index: number, row: Row) => void,
- *   join: (index: number, pair: import("./server.js").Pair) => void,
+ *   join: (index: number, pair: import("../routes.js").PairOfFiles) => void,
  *   turn: (index: number, on: boolean) => void,
  *   replaceFile: (index: number) => void,
  *   editRules: (index: number) => void,

@@ -16,7 +16,7 @@ import { heightOf, reasonsOf } from "./reasons.js"
 import { aboutFile, forgetFile, readRows } from "./server.js"
 import { openSets } from "./sets.js"
 import {
-  filesOf, formatRows, hasClip, isOn, joined, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal,
+  SIGNALS, filesOf, formatRows, hasClip, isOn, joined, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal,
   withStrength,
 } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
@@ -151,9 +151,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       const about = await aboutFile(row.file)
       // The rows may have changed meanwhile.
       if (rows[index] !== row) return
-      /** @type {import("./state.js").Signal[]} */
-      const has = about.signals ?? []
-      const signals = has.map((signal) => signalItem(index, signal))
+      const signals = SIGNALS.filter((signal) => about.signals?.includes(signal)).map((signal) => signalItem(index, signal))
       const these = meant(index)
       const count = these.size
       const several = count > 1
@@ -212,11 +210,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       /** @param {(value: number | string) => number | string} change */
       const changed = (change) => {
         if (name !== "video" && name !== "audio") return withStrength(from, these, name, change)
-        return from.map((row, at) => {
-          if (!these.has(at)) return row
-          const factor = change(signalOf(row, name))
-          return typeof factor === "number" ? withSignal(row, name, factor) : row
-        })
+        return from.map((row, at) => (these.has(at) ? withSignal(row, name, change(signalOf(row, name))) : row))
       }
       const by = (/** @type {number} */ amount) =>
         changed((value) => {

@@ -18,15 +18,14 @@
 // counts; a file suits if it suits one of them.
 
 import { app } from "../../../scripts/app.js"
+import { post } from "../ask.js"
 import { t } from "../language.js"
 import { ourNodes } from "../nodes.js"
 import { loadedBy, takersOf } from "./graph.js"
 import { apart } from "./names.js"
 
 /**
- * What the server says of the files of a model, as `lycoris_nodes/routes.py` answers.
- *
- * @typedef {{file: string, family: string, families: string[]}} Facts
+ * @typedef {import("../routes.js").ModelFacts} Facts
  * @typedef {Facts & {
  *   key: string, names: {model: string[], clip: string[]}, suits: (about: {family: string, families: string[]}) => string | null,
  * }} Model
@@ -56,14 +55,11 @@ export function lookAgain() {
 function ask(question) {
   const asked =
     known.get(question) ??
-    app.api
-      .fetchApi("/lycoris/model", { method: "POST", body: question })
-      .then((answer) => answer.json())
-      .catch(() => {
-        // The next call asks again.
-        known.delete(question)
-        return UNKNOWN
-      })
+    post("/lycoris/model", JSON.parse(question)).catch(() => {
+      // The next call asks again.
+      known.delete(question)
+      return UNKNOWN
+    })
   known.set(question, asked)
   return asked
 }

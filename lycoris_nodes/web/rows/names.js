@@ -1,5 +1,7 @@
 // Names, badges and sizes of files, as the page shows them.
 
+import { ENDINGS } from "../routes.js"
+
 /**
  * A file's folder, with its last slash, and its name without the ending.
  *
@@ -8,8 +10,9 @@
  */
 export function splitName(file) {
   const start = Math.max(file.lastIndexOf("/"), file.lastIndexOf("\\")) + 1
-  const name = file.slice(start).replace(/\.(safetensors|sft|pt|pth|ckpt|bin)$/iu, "")
-  return [file.slice(0, start), name]
+  const name = file.slice(start)
+  const ending = ENDINGS.find((one) => name.toLowerCase().endsWith(one)) ?? ""
+  return [file.slice(0, start), name.slice(0, name.length - ending.length)]
 }
 
 /** The names that PEFT and mlx-lm give to every adapter. */

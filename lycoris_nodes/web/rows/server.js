@@ -1,54 +1,22 @@
 // What the server says of the adapter files.
 
 import { app } from "../../../scripts/app.js"
-import { askServer } from "../locale.js"
+import { get, post } from "../ask.js"
 import { nearestOf } from "./names.js"
 
 const ROOT = "/lycoris/adapters"
 
-/**
- * What a file says of itself, as `lycoris_nodes/routes.py` answers; `error` alone where it cannot be read.
- *
- * @typedef {{
- *   error?: string, file: string, kind: string, rank: string, family: string, families: string[], base: string, date: string,
- *   dialect: string, size: number, facts: [string, string][], stated: boolean, triggers: string[],
- *   tags: [string, number][], notes: string[], problems: string[], title: string, preview: string,
- *   tags_beside: string[], signals: Signal[], expert: "high noise" | "low noise" | null, pair: Pair | null,
- * }} About
- */
-
-/** @typedef {import("./state.js").Signal} Signal */
-
-/**
- * The files for the two experts of a model, and whether their names leave no doubt.
- *
- * @typedef {{file: string, low_noise: string, sure: boolean}} Pair
- */
-
-/**
- * What the picker shows of a file, as `lycoris_nodes/files/facts.py` has it; `preview` is "picture", "clip" or "".
- *
- * @typedef {{
- *   error: string, kind: string, rank: string, family: string, families: string[], triggers: string[],
- *   tags: string[], title: string, base: string, favourite: boolean, preview: string, problems: string[],
- * }} Facts
- * @typedef {[file: string, size: number, changed: number]} Listed with bytes and seconds since 1970
- */
+/** @typedef {import("../routes.js").AboutFile & {error?: string}} About */
+/** @typedef {import("../routes.js").Facts} Facts */
+/** @typedef {import("../routes.js").ListedFile} Listed */
 
 /** @type {Map<string, Promise<About>>} */
 const known = new Map()
 /** @type {Map<string, {listed: string, facts: Facts}>} */
 const facts = new Map()
 
-/**
- * All files as they are now.
- *
- * @returns {Promise<Listed[]>}
- */
-export async function listed() {
-  const answer = await askServer(ROOT)
-  return answer.json()
-}
+/** All files as they are now. */
+export const listed = () => get(ROOT)
 
 /** @type {ReturnType<typeof askNames> | null} */
 let names = null
@@ -77,24 +45,12 @@ export function knownFacts(file) {
 
 /** @param {Listed[]} files */
 export async function askFacts(files) {
-  const body = JSON.stringify(files.map(([file]) => file))
-  const answer = await askServer(`${ROOT}/facts`, { method: "POST", body })
-  /** @type {Record<string, Facts>} */
-  const found = await answer.json()
+  const found = await post(`${ROOT}/facts`, { files: files.map(([file]) => file) })
   for (const file of files) {
     if (!found[file[0]]) continue
     facts.set(file[0], { listed: String(file), facts: found[file[0]] })
   }
   return found
-}
-
-/**
- * @param {string} file
- * @returns {Promise<About>}
- */
-async function ask(file) {
-  const answer = await askServer(`${ROOT}/about?file=${encodeURIComponent(file)}`)
-  return answer.json()
 }
 
 /**
@@ -105,7 +61,7 @@ async function ask(file) {
 export function aboutFile(file) {
   const asked =
     known.get(file) ??
-    ask(file).catch((error) => {
+    get(`${ROOT}/about`, { file }).catch((error) => {
       known.delete(file)
       return /** @type {any} */ ({ error: String(error) })
     })
@@ -140,11 +96,10 @@ export function previewOf(file) {
  * Error with the reason if the text has another form or a row cannot be used.
  *
  * @param {string} text
- * @returns {Promise<import("./state.js").Row[]>}
+ * @returns {Promise<import("../routes.js").Row[]>}
  */
 export async function readRows(text) {
-  const answer = await askServer("/lycoris/rows", { method: "POST", body: text })
-  const { rows, error } = await answer.json()
+  const { rows, error } = await post("/lycoris/rows", text)
   if (error) throw new Error(error)
   return rows
 }

@@ -1,40 +1,19 @@
 // The rows as text and as objects. `lycoris_nodes/stacks/rows.py` says what may be in them and checks it.
 
-const VERSION = 1
+import { ROW_FIELDS, ROW_VERSION, SIGNALS } from "../routes.js"
 
-/**
- * A strength that is a text is as the user typed it, and may be no number.
- *
- * @typedef {{
- *   file: string, on?: boolean, strength_model?: number | string, strength_clip?: number | string, rules?: string,
- *   low_noise?: string,
- * }} Row
- */
+/** @typedef {import("../routes.js").Row} Row a strength that is a text is as the user typed it, and may be no number */
+/** @typedef {typeof SIGNALS[number]} Signal a part of a model's output whose layers a row can scale alone */
 
-/**
- * A part of a model's output whose layers a row can scale alone, by a block rule.
- *
- * @typedef {"video" | "audio"} Signal
- */
-
-/** @type {Signal[]} */
-export const SIGNALS = ["video", "audio"]
-
-const isText = (/** @type {unknown} */ value) => typeof value === "string"
-const isStrength = (/** @type {unknown} */ value) => Number.isFinite(value) || isText(value)
-const FIELDS = new Map([
-  ["file", isText],
-  ["on", (value) => typeof value === "boolean"],
-  ["strength_model", isStrength],
-  ["strength_clip", isStrength],
-  ["rules", isText],
-  ["low_noise", isText],
-])
+export { SIGNALS }
 
 /** @param {unknown} row */
 function isRow(row) {
   if (typeof row !== "object" || row === null || !("file" in row)) return false
-  return Object.entries(row).every(([name, value]) => FIELDS.get(name)?.(value))
+  return Object.entries(row).every(([name, value]) => {
+    const kind = new Map(Object.entries(ROW_FIELDS)).get(name)
+    return typeof value === kind || (kind === "number" && typeof value === "string")
+  })
 }
 
 /** @param {string} text */
@@ -54,8 +33,8 @@ function parsed(text) {
  */
 export function parseRows(text) {
   if (!text.trim()) return []
-  const { version = VERSION, rows } = parsed(text) ?? {}
-  return version === VERSION && Array.isArray(rows) && rows.every(isRow) ? rows : null
+  const { version = ROW_VERSION, rows } = parsed(text) ?? {}
+  return version === ROW_VERSION && Array.isArray(rows) && rows.every(isRow) ? rows : null
 }
 
 /**
@@ -65,7 +44,7 @@ export function parseRows(text) {
  */
 export function formatRows(rows) {
   const lines = rows.map((row) => `  ${JSON.stringify(row)}`)
-  return `{"version": ${VERSION}, "rows": [${lines.length ? `\n${lines.join(",\n")}\n` : ""}]}`
+  return `{"version": ${ROW_VERSION}, "rows": [${lines.length ? `\n${lines.join(",\n")}\n` : ""}]}`
 }
 
 /**
@@ -158,35 +137,25 @@ export function joined(rows, index, pair) {
   return spare < 0 ? made : made.toSpliced(spare, 1)
 }
 
-/** @param {Signal} signal */
-const scaleOf = (signal) =>
-  new RegExp(`^\\s*${signal}\\s*=\\s*\\*\\s*([-+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[-+]?\\d+)?)\\s*$`, "iu")
-
-/** @param {Row} row */
-const linesOf = ({ rules }) => (rules ?? "").split("\n")
-
 /**
  * The factor of a row's strength for the picture or for the sound.
  *
  * @param {Row} row
  * @param {Signal} signal
  */
-export function signalOf(row, signal) {
-  return linesOf(row).reduce((factor, line) => factor * Number(scaleOf(signal).exec(line)?.[1] ?? 1), 1)
-}
+export const signalOf = (row, signal) => row[signal] ?? 1
 
 /**
- * A row with another factor for the picture or for the sound, with six decimals at most.
+ * A row with another factor for the picture or for the sound.
  *
  * @param {Row} row
  * @param {Signal} signal
- * @param {number} factor
+ * @param {number | string} factor
+ * @returns {Row}
  */
 export function withSignal(row, signal, factor) {
-  // So rounded, no number within the bounds of a strength is written with an exponent.
-  const rounded = Number(factor.toFixed(6))
-  const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
-  return withRules(row, [...others, ...(rounded === 1 ? [] : [`${signal} = *${rounded}`])].join("\n").trim())
+  const { [signal]: _, ...rest } = row
+  return factor === 1 ? rest : { ...rest, [signal]: factor }
 }
 
 /**

@@ -3,7 +3,7 @@
 import { make } from "../elements.js"
 import { t } from "../language.js"
 
-/** @typedef {{trainer: string, values: Record<string, any>, pictures: Record<string, any>, notes: string[], error?: string}} Translated */
+/** @typedef {import("../routes.js").Translated & {error?: string}} Translated */
 
 /**
  * Ask for a config, and give its settings to `use`, first those of the training, then those of the pictures. The box lists what has no counterpart.
