@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-UNCHANGED = "because it changes nothing"
+from ..messages import Phrase
+
+UNCHANGED = Phrase("R-because-unchanged")
 """The reason for leaving out weights that are equal in both models, or factors that are zero."""
 
 
@@ -41,16 +43,16 @@ class FitReport:
     """The results for all changes of an adapter, or of the difference of two models."""
 
     rows: tuple[FitRow, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: Mapping[str, Phrase] = field(default_factory=dict[str, Phrase])
     """The layers or weights that the new adapter does not hold, with the reasons."""
     lost: float = 0.0
     """The energy of changes that were left out to save space."""
-    missing: tuple[str, ...] = ()
+    missing: tuple[Phrase, ...] = ()
     """Other parts of the sources that are missing from the new adapter, one line each."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Phrase, ...] = ()
     """Other differences, one line each."""
-    stays: str = ""
-    """Why the new adapter keeps all its source's layers unchanged; "" where it does not."""
+    stays: Phrase | None = None
+    """Why the new adapter keeps all its source's layers unchanged; None where it does not."""
     source_size: int | None = None
     """Bytes of the tensors that the new adapter replaces; None where there are none."""
 
@@ -86,7 +88,7 @@ class FitReport:
             "noise": self.noise,
             "parameters": self.parameters,
             "layers": [{**asdict(row), "error": row.error} for row in self.rows],
-            "left_out": dict(self.left_out),
-            "missing": list(self.missing),
-            "notes": list(self.notes),
+            "left_out": {name: str(reason) for name, reason in self.left_out.items()},
+            "missing": [*map(str, self.missing)],
+            "notes": [*map(str, self.notes)],
         }

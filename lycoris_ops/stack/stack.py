@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, cast
 
 from ..changes.place import Mask, Where
 from ..errors import LycorisError
+from ..messages import Phrase
 from ..names.dialects import Component
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
@@ -152,10 +153,10 @@ class Stack:
             for entry in self
         )
 
-    def check_constant(self, purpose: str) -> None:
+    def check_constant(self, purpose: Phrase) -> None:
         """Raise LycorisError if a strength follows a schedule, or differs over places, pictures or experts.
 
-        The message says that such a stack cannot `purpose`.
+        The message says that such a stack cannot `purpose`, such as "be trained on".
         """
         for entry in self:
             if entry.schedule:
@@ -167,7 +168,7 @@ class Stack:
                     "E-stack-strength-by-place",
                     file=entry.name,
                     purpose=purpose,
-                    got="a mask" if entry.mask else "a strength for each picture",
+                    got=Phrase("R-mask" if entry.mask else "R-strength-for-each-picture"),
                 )
             if entry.low_noise is not None:
                 raise LycorisError(

@@ -8,7 +8,17 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ....lycoris_ops import SAFETENSORS, STATE, Adapter, Entry, Stack, TrainError, load_adapter, sketches
+from ....lycoris_ops import (
+    SAFETENSORS,
+    STATE,
+    Adapter,
+    Entry,
+    Phrase,
+    Stack,
+    TrainError,
+    load_adapter,
+    sketches,
+)
 from ...host.files import shown_path
 from ..node.runs import CHECKPOINTS, folder_of
 
@@ -24,7 +34,7 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     Raises LycorisError where there are no adapters, and for a strength with a schedule or a mask.
     """
     judged = stack or Stack()
-    judged.check_constant("be judged")
+    judged.check_constant(Phrase("R-doing-judge"))
     entries = [replace(entry, strength=1.0, strength_clip=None) for entry in judged]
     if training.strip():
         entries += _of_training(training.strip())
