@@ -117,13 +117,7 @@ class LycorisError(Exception):
         """Replace each text that this error brings along, such as the path of a file, by what `shown` returns
         for it."""
         for values in (vars(self), self.values):
-            texts = {name: text for name, text in values.items() if isinstance(text, (str, Phrase))}
-            values.update(
-                {
-                    name: text.shown_as(shown) if isinstance(text, Phrase) else shown(text)
-                    for name, text in texts.items()
-                }
-            )
+            values.update({name: shown(text) for name, text in values.items() if isinstance(text, str)})
 
     def __str__(self) -> str:
         file, place, key, weight, got, expected, problem, hint = self._printable()

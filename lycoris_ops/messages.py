@@ -4,9 +4,8 @@
 texts are the `problem` and, where they say more than a value, `got`, `expected` and `hint`. A line of a
 report has a code such as `R-saved-read-back`, and one `text`; see `phrase`.
 
-`{name}` in a text is replaced by the value of that name. Of several values, `{names:list}` gives `a, b, c`,
-`{names:or}` gives `a, b or c` and `{names:and}` gives `a, b and c`; of a number, `{count:layer|layers}` gives
-`1 layer` or `2 layers`.
+`{name}` in a text is replaced by the value of that name. Of several values, `{names:list}` gives `a, b, c`
+and `{names:or}` gives `a, b or c`; of a number, `{count:layer|layers}` gives `1 layer` or `2 layers`.
 """
 
 from __future__ import annotations
@@ -80,15 +79,10 @@ def texts_in(language: str) -> Texts:
     }
 
 
-def language() -> str:
-    """The language of the moment."""
-    asked = _asked.get() or _usual[0]()
-    return asked if asked in _others else ENGLISH
-
-
 def messages() -> Texts:
     """All texts by code, in the language of the moment."""
-    return texts_in(language())
+    language = _asked.get() or _usual[0]()
+    return texts_in(language if language in _others else ENGLISH)
 
 
 def phrase(code: str, **values: Any) -> str:
@@ -101,17 +95,10 @@ class Phrase:
     """A text that is kept by its code and values. `str` gives it in the language of the moment."""
 
     code: str
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __str__(self) -> str:
         return phrase(self.code, **self.values)
-
-    def shown_as(self, shown: Callable[[str], str]) -> Phrase:
-        """The same with each text among the values replaced by what `shown` returns for it."""
-        return Phrase(
-            self.code,
-            {name: shown(text) if isinstance(text, str) else text for name, text in self.values.items()},
-        )
 
 
 Value = str | int | float | Sequence[str] | Sequence[int] | Exception | Phrase | None
@@ -128,11 +115,11 @@ def number_of(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def either(names: Sequence[str], *, code: str = "R-or") -> str:
+def either(names: Sequence[str]) -> str:
     """Names as alternatives in words: `a, b or c`."""
     if len(names) < 2:
         return "".join(names)
-    return phrase(code, first=names[:-1], last=names[-1])
+    return phrase("R-or", first=names[:-1], last=names[-1])
 
 
 def joined(names: Sequence[str]) -> str:
@@ -144,10 +131,8 @@ class _Formatter(Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if "|" in format_spec:
             return number_of(value, *format_spec.split("|"))
-        if format_spec == "list":
-            return joined([*map(str, value)])
-        if format_spec in ("or", "and"):
-            return either([*map(str, value)], code="R-or" if format_spec == "or" else "R-and")
+        if format_spec in ("or", "list"):
+            return (either if format_spec == "or" else joined)([*map(str, value)])
         return super().format_field(value, format_spec)
 
 

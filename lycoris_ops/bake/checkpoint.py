@@ -39,7 +39,7 @@ from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, check_other, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
-from ..messages import Phrase, number_of
+from ..messages import number_of
 from ..patch.plan import patch_
 from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
@@ -123,7 +123,7 @@ def merge_checkpoint(
     have, and WriteError where the file cannot be written.
     """
     Stack.check(stack)
-    stack.check_constant(Phrase("R-doing-merge-file"))
+    stack.check_constant("be merged into a file")
     base = ModelFile.open(base_path)
     destination = destination_of(base, out_path)
     destination.check(base, overwrite=overwrite)
@@ -421,7 +421,7 @@ class _Merge:
 
 def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, FileView]) -> Resolution:
     known = {**shapes, **{name: view.shape for name, view in views.items()}}
-    return resolve(stack, known, absent_because=Phrase("R-not-in-file"), oriented=True)
+    return resolve(stack, known, absent_because="the file does not hold it", oriented=True)
 
 
 def _check_whole(resolution: Resolution) -> None:

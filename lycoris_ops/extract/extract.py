@@ -23,7 +23,7 @@ from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite, largest
-from ..messages import Phrase, phrase
+from ..messages import number_of
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
@@ -73,8 +73,8 @@ def extract_adapter(
     making["dtype"] = making.get("dtype") or DTYPE
     settings = FitSettings(size, algorithm, **making)
     before, after = (
-        weights_of(base, codec, name=phrase("R-the-base-model")),
-        weights_of(tuned, codec, name=phrase("R-the-tuned-model")),
+        weights_of(base, codec, name="the base model"),
+        weights_of(tuned, codec, name="the tuned model"),
     )
     pairs = pairs_of(before, after)
     if strict:
@@ -176,20 +176,19 @@ def _variance(values: Tensor, ranges: Sequence[tuple[str, Rows | None]], source:
 def _check_same(pairs: Pairs, after: Weights) -> None:
     missing = _missing(pairs)
     if missing:
-        raise MatchError(
-            "E-models-layers-differ", file=after.name, got=phrase("R-semicolon").join(map(str, missing))
-        )
+        raise MatchError("E-models-layers-differ", file=after.name, got="; ".join(missing))
 
 
-def _missing(pairs: Pairs) -> tuple[Phrase, ...]:
-    return tuple(
-        Phrase(
-            "R-models-differ-in-more" if len(keys) > NAMED else "R-models-differ-in",
-            {"count": len(keys), "what": what, "keys": keys[:NAMED], "more": len(keys) - NAMED},
-        )
-        for what, keys in pairs.differences()
-    )
+def _missing(pairs: Pairs) -> tuple[str, ...]:
+    lines: list[str] = []
+    for what, keys in pairs.differences():
+        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        lines.append(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}{more}")
+    return tuple(lines)
 
 
-def _notes(pairs: Pairs) -> list[Phrase]:
-    return [Phrase("R-tensors-not-adapted", {"tensors": pairs.others})] if pairs.others else []
+def _notes(pairs: Pairs) -> list[str]:
+    if not pairs.others:
+        return []
+    others = number_of(pairs.others, "tensor belongs to a part", "tensors belong to parts")
+    return [f"{others} that adapters do not change, such as the VAE"]

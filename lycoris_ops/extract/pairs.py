@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..errors import MatchError
 from ..files.weights import Weights
 from ..maths.shapes import Shape
-from ..messages import Phrase, phrase
 from ..names.dialects.pipelines import UNET
 from ..names.relation import Relation
 from ..names.targets import HOST_ENCODERS, Target, host_name
@@ -46,12 +45,12 @@ class Pairs:
     others: int
     """How many tensors belong to components that adapters do not change, such as the VAE."""
 
-    def differences(self) -> list[tuple[Phrase, Sequence[str]]]:
+    def differences(self) -> list[tuple[str, Sequence[str]]]:
         """The kinds of differences in words, each with its keys."""
         kinds = [
-            (Phrase("R-weights-only-in-base"), self.only_base),
-            (Phrase("R-weights-only-in-tuned"), self.only_tuned),
-            (Phrase("R-weights-reshaped"), self.reshaped),
+            ("weights that only the base model has", self.only_base),
+            ("weights that only the tuned model has", self.only_tuned),
+            ("weights of another shape in the tuned model", self.reshaped),
         ]
         return [(what, keys) for what, keys in kinds if keys]
 
@@ -119,9 +118,7 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
             turned = {target.key in named_side.turned, *(each.key in other.turned for each in targets)}
             if shape != met or len(turned) > 1:
                 shapes = (met, shape) if first == 1 else (shape, met)
-                reshaped.append(
-                    phrase("R-weight-reshaped", key=target.key, tuned=list(shapes[1]), base=list(shapes[0]))
-                )
+                reshaped.append(f"{target.key}: {list(shapes[1])}, {list(shapes[0])} in the base")
                 continue
             both = ((target,), targets) if first == 0 else (targets, (target,))
             (turn,) = turned
@@ -137,9 +134,8 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
             "E-models-without-common-layers",
             file=tuned.name,
             name=base.name,
-            got=phrase("R-semicolon").join(
-                phrase("R-models-differ-such-as", count=len(keys), what=what, key=keys[0])
-                for what, keys in pairs_found.differences()
+            got="; ".join(
+                (f"{len(keys)} {what}, such as {keys[0]}" for what, keys in pairs_found.differences())
             ),
         )
     return pairs_found

@@ -26,7 +26,7 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, fetched, largest
-from ..messages import Phrase
+from ..messages import number_of
 from ..ranks.allocate import NOTHING, Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
@@ -157,7 +157,7 @@ class _Engine:
         """The line of each change in the report. Until its layer is made, all its energy is lost."""
         self.biases: dict[str, Tensor] = {}
         self.layers: dict[str, Layer] = {}
-        self.left_out: dict[str, Phrase] = {}
+        self.left_out: dict[str, str] = {}
         self.stayed: list[str] = []
         self.own = 0
         self.lost = 0.0
@@ -180,10 +180,10 @@ class _Engine:
                 self._make(source, self.candidates.pop(source.name), chosen.get(source.name, NOTHING))
         if not self.layers:
             raise PlanError("E-changes-only-rounding", count=len(self.sources))
-        stays = None
+        stays = ""
         if self.own == len(self.sources):
             smaller = self.settings.never_larger
-            stays = Phrase("R-fit-none-smaller" if smaller else "R-fit-none-larger")
+            stays = "nothing smaller keeps as much" if smaller else "no layer is larger than was asked for"
         rows = tuple(self.rows[name] for name in self.layers)
         report = FitReport(rows, self.left_out, self.lost, notes=tuple(self._notes(rows)), stays=stays)
         return self.layers, report
@@ -392,9 +392,9 @@ class _Engine:
         elif not source.shape or row.energy == 0.0:
             self.left_out[source.name] = UNCHANGED
         elif not candidates:
-            self.left_out[source.name] = Phrase("R-because-rounding")
+            self.left_out[source.name] = "because it is only rounding of the sources"
         else:
-            self.left_out[source.name] = Phrase("R-because-not-worth-size")
+            self.left_out[source.name] = "because its energy is not worth its size"
             self.lost += row.energy
         self.steps.step()
 
@@ -426,13 +426,20 @@ class _Engine:
             noise=0.0 if chosen.offer is None else row.noise,
         )
 
-    def _notes(self, rows: Iterable[FitRow]) -> Iterable[Phrase]:
+    def _notes(self, rows: Iterable[FitRow]) -> Iterable[str]:
         if self.stayed:
-            yield Phrase("R-fit-stayed", {"layers": len(self.stayed), "kind": self.settings.algorithm})
+            kind = self.settings.algorithm
+            yield (
+                f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: no "
+                f"{kind} is smaller and keeps as much. Give a rank, a size or a share to convert them too"
+            )
         rank = self.settings.rank
         lower = [row for row in rows if rank and row.rank is not None and row.rank < rank]
         if lower:
-            yield Phrase("R-fit-lower-rank", {"layers": len(lower), "rank": rank})
+            yield (
+                f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
+                "their changes have no higher one"
+            )
 
 
 def on_cpu(layer: Layer) -> Layer:
@@ -484,7 +491,7 @@ def exact_layers(
     """
     layers: dict[str, Layer] = {}
     rows: list[FitRow] = []
-    left_out: dict[str, Phrase] = {}
+    left_out: dict[str, str] = {}
     steps = Steps(progress, len(sources))
     device = torch.device(settings.device)
     for source in sources:

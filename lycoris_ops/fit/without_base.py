@@ -6,9 +6,8 @@ from ..algorithms.base import Parameter
 from ..algorithms.checks import a_layer
 from ..errors import LayerError
 from ..files.weights import Weights
-from ..messages import Phrase
 
-GIVE_BASE = Phrase("R-give-base")
+GIVE_BASE = "Give the model that the adapters are for (base; on the command line --base FILE)"
 """What to do where the model is needed."""
 
 
@@ -17,6 +16,7 @@ def no_weight(kind: str, parameter: Parameter, base: Weights | None) -> LayerErr
 
     `base` is the model that lacks it; None where no model is given.
     """
+    depends = f"the change of {a_layer(kind)} depends on the {parameter}"
     if base is None:
-        return LayerError("E-base-needed", layer=a_layer(kind), parameter=parameter, hint=GIVE_BASE)
-    return LayerError("E-base-weight-absent", layer=a_layer(kind), parameter=parameter, got=base.name)
+        return LayerError("E-base-needed", depends=depends, hint=GIVE_BASE)
+    return LayerError("E-base-weight-absent", depends=depends, got=base.name)

@@ -20,7 +20,6 @@ from ..fit.engine import Steps
 from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import Matched
-from ..messages import Phrase
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -97,7 +96,7 @@ class Examination:
     """How many values both adapters of a pair change, and how many of these they change in opposite
     directions: two matrices (T, T) for each block with a weight that several adapters change. Empty if
     `signs` of `examine` was off."""
-    left_out: Mapping[str, Phrase]
+    left_out: Mapping[str, str]
     """Layers that the base has no weight for, with the reasons."""
 
     @property

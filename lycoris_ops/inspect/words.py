@@ -174,7 +174,7 @@ def examination_data(found: Examination) -> dict[str, Any]:
             }
             for layer in found.layers
         ],
-        "left_out": {name: str(reason) for name, reason in found.left_out.items()},
+        "left_out": dict(found.left_out),
     }
 
 

@@ -18,7 +18,6 @@ from ..layers.part import Part
 from ..maths.decompositions import Pause, no_pause
 from ..maths.shapes import Extent, Shape, fits, flat_shape
 from ..maths.tensors import CPU, compute_dtype
-from ..messages import Phrase
 from ..names.targets import Target
 from ..reading.adapter import Adapter, LayerInfo
 from ..stack.resolve import Match, resolve
@@ -45,7 +44,7 @@ class Matched:
         self.entries, self.base = entries, base
         self.layers: dict[str, list[tuple[int, Match]]] = {}
         self.shapes: dict[tuple[str, Parameter], Shape] = {}
-        self.left_out: dict[str, Phrase] = {}
+        self.left_out: dict[str, str] = {}
         if base is None:
             self._match_names()
         else:
@@ -213,7 +212,9 @@ class Matched:
                 self.layers.setdefault(merged, []).append((number, Match(name, target, strength, parameter)))
 
     def _match_weights(self, base: Weights) -> None:
-        resolution = resolve(Stack(self.entries), base.shapes, absent_because=Phrase("R-not-in-given-model"))
+        resolution = resolve(
+            Stack(self.entries), base.shapes, absent_because="it is not part of the model that is given"
+        )
         resolution.check()
         # Rows of one weight may have names of their own.
         names: dict[str, str] = {}
@@ -221,9 +222,9 @@ class Matched:
             # Several adapters may have layers of one name.
             of = f" ({resolved.entry.name})" if len(self.entries) > 1 else ""
             for layer in resolved.unmatched:
-                self.left_out[f"{layer.layer}{of}"] = Phrase("R-because", {"reason": layer.reason})
+                self.left_out[f"{layer.layer}{of}"] = f"because {layer.reason}"
             for name in chain(*resolved.absent.values()):
-                self.left_out[f"{name}{of}"] = Phrase("R-because-no-component")
+                self.left_out[f"{name}{of}"] = "because the model has no such part"
             for match in resolved.matches:
                 if match.strength == 0.0:
                     # A rule leaves the layer out, so it does not count in averages.

@@ -24,7 +24,7 @@ from ..fit.engine import Prepare, Source, exact_layers, expected, fit_layers
 from ..fit.settings import SAME, FitSettings
 from ..maths.decompositions import Pause
 from ..maths.tensors import CPU
-from ..messages import Phrase
+from ..messages import number_of
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport
@@ -171,7 +171,7 @@ class _Merging:
         stack = Stack(
             Entry(*cast("tuple[Adapter, float]", item)) if isinstance(item, tuple) else item for item in each
         )
-        stack.check_constant(Phrase("R-doing-merge"))
+        stack.check_constant("be merged with others")
         self.entries = [entry for entry in stack if not entry.off]
         self.method = method_of(method)
         self.options = self.method.checked(options)
@@ -184,7 +184,7 @@ class _Merging:
     def _check(self) -> None:
         least, most = self.method.adapters
         if not least <= len(self.entries) <= most:
-            wanted = Phrase("R-adapters" if least == most else "R-at-least", {"count": least})
+            wanted = f"{least} adapters" if least == most else f"at least {least}"
             raise LycorisError(
                 "E-merge-count-unusable", name=self.method.name, count=len(self.entries), expected=wanted
             )
@@ -286,17 +286,20 @@ class _Merging:
             report,
             left_out={**self.matched.left_out, **report.left_out},
             notes=(*self._notes(), *report.notes),
-            stays=None,
+            stays="",
             source_size=sum({entry.adapter.path: entry.adapter.size for entry in self.entries}.values()),
         )
         return replace(adapter, report=report)
 
-    def _notes(self) -> Iterator[Phrase]:
-        yield Phrase("R-merged-by", {"method": self.method.name, "source": self.method.source})
+    def _notes(self) -> Iterator[str]:
+        yield f"merged by {self.method.name}: {self.method.source}"
         layers = self.matched.layers
         alone = sum(len(self.matched.changing(name)) < len(self.entries) for name in layers)
         if alone:
-            yield Phrase("R-merged-alone", {"count": alone, "layers": len(layers)})
+            yield (
+                f"{alone} of {number_of(len(layers), 'layer')} not in every adapter; averages and "
+                "counts there are over those that have them"
+            )
 
 
 def _bias(forms: Sequence[Additive]) -> Tensor | None:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..messages import Phrase
-
-UNCHANGED = Phrase("R-because-unchanged")
+UNCHANGED = "because it changes nothing"
 """The reason for leaving out weights that are equal in both models, or factors that are zero."""
 
 
@@ -43,16 +41,16 @@ class FitReport:
     """The results for all changes of an adapter, or of the difference of two models."""
 
     rows: tuple[FitRow, ...]
-    left_out: Mapping[str, Phrase] = field(default_factory=dict[str, Phrase])
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     """The layers or weights that the new adapter does not hold, with the reasons."""
     lost: float = 0.0
     """The energy of changes that were left out to save space."""
-    missing: tuple[Phrase, ...] = ()
+    missing: tuple[str, ...] = ()
     """Other parts of the sources that are missing from the new adapter, one line each."""
-    notes: tuple[Phrase, ...] = ()
+    notes: tuple[str, ...] = ()
     """Other differences, one line each."""
-    stays: Phrase | None = None
-    """Why the new adapter keeps all its source's layers unchanged; None where it does not."""
+    stays: str = ""
+    """Why the new adapter keeps all its source's layers unchanged; "" where it does not."""
     source_size: int | None = None
     """Bytes of the tensors that the new adapter replaces; None where there are none."""
 
@@ -88,7 +86,7 @@ class FitReport:
             "noise": self.noise,
             "parameters": self.parameters,
             "layers": [{**asdict(row), "error": row.error} for row in self.rows],
-            "left_out": {name: str(reason) for name, reason in self.left_out.items()},
-            "missing": [*map(str, self.missing)],
-            "notes": [*map(str, self.notes)],
+            "left_out": dict(self.left_out),
+            "missing": list(self.missing),
+            "notes": list(self.notes),
         }

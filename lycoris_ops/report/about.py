@@ -17,7 +17,7 @@ from ..files.cache import TensorCache
 from ..files.dtypes import FLOAT8, FLOATS
 from ..files.json_text import parse_json
 from ..maths.tensors import is_finite
-from ..messages import either, phrase
+from ..messages import either
 from ..names.architectures import signals_of
 from ..names.families import METADATA
 from ..reading.adapter import Adapter
@@ -35,17 +35,17 @@ BASES = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", 
 DATES = ("modelspec.date", "ss_training_finished_at", "ss_training_started_at")
 NOTES = ("modelspec.description", "modelspec.usage_hint", "ss_training_comment")
 FACTS = {
-    "R-fact-title": "modelspec.title",
-    "R-fact-author": "modelspec.author",
-    "R-fact-license": "modelspec.license",
-    "R-fact-resolution": "modelspec.resolution",
-    "R-fact-steps": "ss_steps",
-    "R-fact-epochs": "ss_epoch",
-    "R-fact-pictures": "ss_num_train_images",
-    "R-fact-clip-skip": "ss_clip_skip",
-    "R-fact-network": "ss_network_module",
+    "title": "modelspec.title",
+    "author": "modelspec.author",
+    "license": "modelspec.license",
+    "resolution": "modelspec.resolution",
+    "steps": "ss_steps",
+    "epochs": "ss_epoch",
+    "pictures": "ss_num_train_images",
+    "clip skip": "ss_clip_skip",
+    "network": "ss_network_module",
 }
-"""The code of the label of each further fact that is shown, with its key in the metadata."""
+"""The label of each further fact that is shown, with its key in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def about(adapter: Adapter) -> About:
         tags=tuple(sum((Counter(tags) for tags in counts.values()), Counter[str]()).most_common(TAGS)),
         date=next((_date(text[key]) for key in DATES if text.get(key)), ""),
         notes=tuple(text[key] for key in NOTES if _says(text, key)),
-        facts=tuple((phrase(label), text[key]) for label, key in FACTS.items() if _says(text, key)),
+        facts=tuple((name, text[key]) for name, key in FACTS.items() if _says(text, key)),
         problems=(*problems, *_not_finite(adapter)),
     )
 
@@ -127,11 +127,14 @@ def _not_finite(adapter: Adapter) -> list[str]:
     try:
         read = adapter.file.read(keys, TensorCache(0), keep=False)
     except LycorisError as error:
-        return [phrase("R-numbers-unreadable", error=error)]
+        return [f"numbers in this file cannot be read: {error}"]
     key = next((key for key, tensor in read.items() if not is_finite(tensor)), None)
     if key is None:
         return []
-    return [phrase("R-numbers-not-finite", key=key)]
+    return [
+        f"numbers in this file are NaN or infinite ({key}): it is of a training that failed. "
+        "Take an earlier checkpoint"
+    ]
 
 
 def _says(text: Mapping[str, str], key: str) -> bool:
@@ -154,9 +157,9 @@ def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str,
     try:
         table = parse_json(text[key])
         if not isinstance(table, dict):
-            raise ValueError(phrase("R-not-a-table"))
+            raise ValueError("it is not a table")
     except ValueError as error:
-        problems.append(phrase("R-metadata-unreadable", key=key, error=error))
+        problems.append(f"{key} cannot be read: {error}")
         return {}
     tables = cast("dict[str, Any]", table)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..messages import Phrase, joined, phrase
+from ..messages import number_of
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS
@@ -20,12 +20,12 @@ RULES = 200
 HUGE = 1000.0
 """An alpha of more than so many times the rank is remarked on. Trainers use 1/16 to 2 times the rank; a file
 that has its scale in alpha rarely has more than 100."""
-SILENT: Mapping[Silence, Phrase] = {
-    "strength": Phrase("R-silent-strength"),
-    "rules": Phrase("R-silent-rules"),
-    "mask": Phrase("R-silent-mask"),
+SILENT: Mapping[Silence, str] = {
+    "strength": "at strength 0",
+    "rules": "switched off by rules",
+    "mask": "left out by the mask",
 }
-"""Why layers that were matched do nothing."""
+"""Why layers that were matched do nothing, in words."""
 State = Literal["all", "partly", "nothing"]
 """Whether the request was applied in full, in part, or not at all."""
 
@@ -34,40 +34,40 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
     """Whether all of a stack was applied, and a line that says so."""
     live = [entry for entry in resolution.entries if not entry.entry.off]
     if not resolution.entries:
-        return "nothing", phrase("R-applied-stack-empty")
+        return "nothing", "Nothing was changed: the stack is empty."
     if not live:
-        return "nothing", phrase("R-applied-strengths-0")
+        return "nothing", "Nothing was changed: all strengths are 0."
     layers = sum(entry.layers for entry in live)
     met = sum(entry.count() for entry in live)
-    files = phrase("R-files", files=len(live))
+    files = number_of(len(live), "file")
     off = len(resolution.entries) - len(live)
-    rest = phrase("R-applied-files-off", files=off) if off else ""
+    rest = f"; {number_of(off, 'file is', 'files are')} off" if off else ""
     left = sum(entry.left_out for entry in live)
     idle = len({rule for entry in live for rule in entry.idle_rules})
     stray = sum(bool(_stray(entry)) for entry in live)
     if not (met or left or idle or stray):
-        return "nothing", phrase("R-applied-no-layer", files=files, rest=rest)
-    silent = Counter[Silence](why for entry in live for why in entry.silent.values())
-    beside = _silent(silent)
+        return "nothing", f"Nothing was changed: no layer of {files} has a strength other than 0{rest}."
+    silent = Counter(why for entry in live for why in entry.silent.values())
+    beside = [f"{silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
     if copies := sum(len(entry.copies) for entry in live):
-        beside.append(phrase("R-applied-repeated", count=copies))
+        beside.append(f"{copies} repeated")
     if not (left or idle or stray):
         if not beside:
-            return "all", phrase("R-applied-all", met=met, layers=layers, files=files, rest=rest)
-        acting = phrase("R-layers", layers=met)
-        return "all", phrase("R-applied-as-asked", acting=acting, files=files, beside=beside, rest=rest)
-    why = [phrase("R-layers-left-out", layers=left)] if left else []
+            return "all", f"All of it was applied: {met} of {layers} layers of {files}{rest}."
+        acting = number_of(met, "layer")
+        return "all", f"Applied as asked: {acting} of {files}, {', '.join(beside)}{rest}."
+    why = [number_of(left, "layer is", "layers are") + " left out"] if left else []
     if idle:
-        why.append(phrase("R-patterns-idle", patterns=idle))
+        why.append(
+            number_of(idle, "pattern of the rules matches", "patterns of the rules match") + " nothing"
+        )
     if stray:
-        why.append(phrase("R-files-with-unknown-keys", files=stray))
-    what = phrase("R-applied-partly")
+        why.append(number_of(stray, "file has", "files have") + " keys of no known kind")
+    what = "Not all of it was applied"
     if met and not (left or stray):
-        what = phrase("R-applied-without-rules")
+        what = "The layers were applied, but not all of the rules"
     why += beside
-    return "partly", phrase(
-        "R-applied-of-layers", what=what, met=met, layers=layers, files=files, why=why, rest=rest
-    )
+    return "partly", f"{what}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}."
 
 
 def describe(resolution: Resolution, *, whole: bool = False) -> str:
@@ -88,79 +88,68 @@ def _stray(resolution: EntryResolution) -> list[str]:
 def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     entry, adapter = resolution.entry, resolution.entry.adapter
     most = None if whole else ITEMS
-    lines = [
-        entry.name,
-        f"  {phrase('R-entry-names-kinds', dialect=adapter.dialect, kinds=_kinds(resolution))}",
-    ]
-    clip = entry.strength_clip
-    code = "R-entry-strength" if clip is None else "R-entry-strengths"
-    strengths = phrase(code, strength=entry.strength, **({} if clip is None else {"clip": clip}))
+    lines = [entry.name, f"  names of {adapter.dialect}; {_kinds(resolution)}"]
+    strengths = f"  strength {entry.strength:g}"
+    if entry.strength_clip is not None:
+        strengths += f", text encoder {entry.strength_clip:g}"
     rules = str(entry.rules or "")
     if len(rules) > RULES and not whole:
         rules = f"{rules[:RULES]}..."
-    lines.append(f"  {phrase('R-entry-rules', strengths=strengths, rules=rules) if rules else strengths}")
+    lines.append(strengths + (f"; rules: {rules}" if rules else ""))
     if entry.off:
-        return paragraph([*lines, f"  {phrase('R-entry-off')}"])
-    lines.append(f"  {phrase('R-entry-applied', count=resolution.count(), layers=resolution.layers)}")
+        return paragraph([*lines, "  off: both strengths are 0, nothing was applied"])
+    lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
     if resolution.elsewhere:
         lines.append(f"  {resolution.elsewhere}")
-    silent = Counter[Silence](resolution.silent.values())
-    lines += [f"  {words}" for words in _silent(silent)]
+    silent = Counter(resolution.silent.values())
+    lines += [f"  {silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
     if resolution.front:
-        lines.append(f"  {phrase('R-entry-front', front=resolution.front)}")
+        lines.append(f"  names read without their prefix {resolution.front}")
     if resolution.copies:
-        lines.append(f"  {phrase('R-entry-copies', layers=len(resolution.copies))}")
+        repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
+        lines.append(f"  {repeat} others of the file: applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in odd_alphas(entry.adapter)]
     for component, names in resolution.absent.items():
-        left = phrase(
-            "R-entry-absent",
-            layers=len(names),
-            component=COMPONENT_NAMES[component],
-            because=resolution.absent_because,
-        )
-        lines.append(f"  {left}")
+        why = f"the {COMPONENT_NAMES[component]}: {resolution.absent_because}"
+        left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
+        lines.append(f"  {left} to {why}")
         lines += [f"    {name}" for name in names] if whole else []
     lines += listed(
-        "R-listed-misfits",
+        "layer whose shape does not fit",
+        "layers whose shape does not fit",
         [
-            Phrase(
-                "R-layer-misfit",
-                {
-                    "layer": bad.layer,
-                    "made_for": bad.made_for,
-                    "name": bad.target.name,
-                    "expected": str(list(bad.expected)),
-                },
-            )
+            f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
             for bad in resolution.mismatches
         ],
         most,
     )
     lines += listed(
-        "R-listed-unmatched",
+        "layer cannot be matched",
+        "layers cannot be matched",
         [
-            Phrase(
-                "R-layer-unmatched-near" if left.nearest else "R-layer-unmatched",
-                {"layer": left.layer, "reason": left.reason, "nearest": left.nearest},
-            )
+            f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
             for left in resolution.unmatched
         ],
         most,
     )
     lines += listed(
-        "R-listed-unknown-keys",
+        "key of the file is of no known kind",
+        "keys of the file are of no known kind",
         sorted(_stray(resolution)),
         most,
     )
+    why = "with the file and {} not applied ({} in the embeddings folder)"
     lines += listed(
-        "R-listed-embeddings",
+        "embedding comes " + why.format("is", "it belongs"),
+        "embeddings come " + why.format("are", "they belong"),
         list(adapter.embeddings),
         most,
     )
     lines += [f"  {reading}" for reading in resolution.readings]
     lines += listed(
-        "R-listed-idle-patterns",
+        "pattern of the rules matches nothing",
+        "patterns of the rules match nothing",
         list(resolution.idle_rules),
         most,
     )
@@ -171,27 +160,27 @@ def _configured(resolution: EntryResolution) -> list[str]:
     """Lines on the PEFT configuration in use, and on layers without an alpha from any source."""
     adapter = resolution.entry.adapter
     files = sorted({Path(info.config.path).name for info in adapter.info.values() if info.config})
-    lines = [phrase("R-alpha-from", files=files)] if files else []
+    lines = [f"alpha from {', '.join(files)}"] if files else []
     left = adapter.without_alpha
     if left and adapter.config:
-        lines.append(phrase("R-config-does-not-apply", layers=len(left), config=CONFIG_NAME))
+        lines.append(
+            f"{number_of(len(left), 'layer has', 'layers have')} no alpha, and the {CONFIG_NAME} beside the "
+            "file does not apply: the rank is not the one it says, the name is not PEFT's, or the file "
+            "itself holds a configuration"
+        )
     elif adapter.unscaled:
-        lines.append(phrase("R-config-absent", config=CONFIG_NAME, layers=len(left)))
+        lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [
-        phrase("R-trained-minus-start", layers=count, start=start)
+        f"{number_of(count, 'layer was', 'layers were')} trained on a base minus its {start} start, which is "
+        "computed from the model's weight"
         for start, count in starts.items()
         if start is not None
     ]
     aligned = sum(info.options.get("product_of") == "peft" for info in adapter.info.values())
     if aligned:
-        lines.append(phrase("R-lokr-as-peft", layers=aligned))
+        lines.append(f"{number_of(aligned, 'lokr layer')} of a Conv1d, multiplied as PEFT does")
     return lines
-
-
-def _silent(counts: Counter[Silence]) -> list[str]:
-    """Why layers that were matched do nothing, with their numbers."""
-    return [f"{counts[why]} {words}" for why, words in SILENT.items() if counts[why]]
 
 
 def _kinds(resolution: EntryResolution) -> str:
@@ -203,17 +192,9 @@ def _kinds(resolution: EntryResolution) -> str:
     for kind, count in counts.most_common():
         infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
         alphas_of_kind = (alphas[info.name] for info in infos)
-        values = counted(phrase("R-none") if alpha is None else f"{alpha:g}" for alpha in alphas_of_kind)
-        kinds.append(
-            phrase(
-                "R-kind-of-layers",
-                count=count,
-                kind=kind,
-                ranks=ranks(info.rank for info in infos),
-                alphas=values,
-            )
-        )
-    return joined(kinds) or phrase("R-no-readable-layer")
+        values = counted("none" if alpha is None else f"{alpha:g}" for alpha in alphas_of_kind)
+        kinds.append(f"{count} {kind} (rank {ranks(info.rank for info in infos)}; alpha {values})")
+    return ", ".join(kinds) if kinds else "no layer that can be read"
 
 
 def odd_alphas(adapter: Adapter) -> list[str]:
@@ -236,14 +217,17 @@ def odd_alphas(adapter: Adapter) -> list[str]:
     unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
     if unusable:
-        lines.append(phrase("R-alpha-not-finite", layers=unusable))
+        lines.append(f"alpha is NaN or infinite in {number_of(unusable, 'layer')}, which cannot be applied")
     if zero:
-        lines.append(phrase("R-alpha-zero", layers=zero))
+        lines.append(f"alpha is 0 in {number_of(zero, 'layer')}: no effect")
     if negative:
-        lines.append(phrase("R-alpha-negative", layers=negative))
+        lines.append(f"alpha is negative in {number_of(negative, 'layer')}, which reverses the effect")
     if huge:
         most = max(scales[name] for name in huge)
-        lines.append(phrase("R-alpha-huge", most=most, layers=len(huge)))
+        lines.append(
+            f"alpha is up to {most:g} times the rank in {number_of(len(huge), 'layer')}: "
+            "the file may be damaged"
+        )
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import printable
-from ..messages import phrase
+from ..messages import number_of
 from ..stack.survey import AdapterSurvey, Effect, Survey
 from .words import few, paragraph, plain_name, unmeasured
 
@@ -13,9 +13,7 @@ def describe_blocks(survey: Survey) -> str:
     wide = max(map(len, survey.blocks), default=0)
     text = [blocks_verdict(survey)]
     if not survey.adapters:
-        text += [
-            f"  {name:{wide}}  {phrase('R-weights', weights=count)}" for name, count in survey.blocks.items()
-        ]
+        text += [f"  {name:{wide}}  {number_of(count, 'weight')}" for name, count in survey.blocks.items()]
     return "\n\n".join([paragraph(text), *(_table(survey, adapter, wide) for adapter in survey.adapters)])
 
 
@@ -26,13 +24,11 @@ def blocks_verdict(survey: Survey) -> str:
         block = max(survey.blocks, key=own.share, default="")
         name = plain_name(own.entry.name)
         phrases.append(
-            phrase("R-changed-in-block", name=name, block=block, share=own.share(block))
-            if block in own.effects
-            else phrase("R-changed-nowhere", name=name)
+            f"{name} in {block} ({own.share(block):.0%})" if block in own.effects else f"{name} nowhere"
         )
     if not phrases:
-        return phrase("R-blocks-and-weights", blocks=len(survey.blocks), weights=sum(survey.blocks.values()))
-    return printable(phrase("R-changed-most", adapters=few(phrases)))
+        return f"{number_of(len(survey.blocks), 'block')}, {number_of(sum(survey.blocks.values()), 'weight')}"
+    return printable(f"Changed most: {few(phrases)}.")
 
 
 def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
@@ -40,14 +36,13 @@ def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
     layers = adapter.resolution.layers
     lines = [
         adapter.entry.name,
-        f"  {phrase('R-blocks-matched', met=met, layers=layers)}",
+        f"  {met} of {layers} layers match the model; share: part of the squared norm of its change",
         *unmeasured(adapter.entry),
     ]
     if adapter.unmeasured:
-        depend = phrase("R-changes-not-measured", changes=adapter.unmeasured)
-        lines.append(f"  {depend}")
-    block, count, strength, share = map(phrase, ("R-block", "R-head-layers", "R-strength", "R-share"))
-    lines.append(f"  {block:{wide}}  {count:>6}  {strength:>10}  {share:>6}")
+        depend = number_of(adapter.unmeasured, "change depends", "changes depend")
+        lines.append(f"  not measured: {depend} on the weights of the model")
+    lines.append(f"  {'block':{wide}}  {'layers':>6}  {'strength':>10}  {'share':>6}")
     for block in survey.blocks:
         effect = adapter.effects.get(block)
         if effect is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..messages import Phrase, joined, phrase
+from ..messages import number_of
 from ..reading.adapter import Adapter
 from ..reading.fitted import UNCHANGED, FitReport
 from .applied import State
@@ -12,7 +12,7 @@ from .words import counted, listed, paragraph, percent, ranks, sizes_in_words
 
 WORST = 5
 """How many of the layers with the largest errors are named."""
-LARGER = Phrase("R-larger")
+LARGER = "larger"
 SMALL = 1e-4
 """Errors below this do not count: rounding to 16 bits is larger."""
 
@@ -23,36 +23,35 @@ def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
     before = [report.source_size for report in reports if report.source_size is not None]
     old = sum(before) if len(before) == len(reports) else None
     sizes = sizes_in_words(old, sum(adapter.size for adapter in adapters))
-    of_all = phrase("R-fit-files", count=len(adapters), sizes=sizes) if len(adapters) > 1 else sizes
+    files = f"{len(adapters)} files, " if len(adapters) > 1 else ""
     worse = [(adapter, words) for adapter in adapters if (words := _worse(adapter))]
     if all(report.stays for report in reports) and not worse:
-        stay = "R-fit-files-stay" if len(adapters) > 1 else "R-fit-file-stays"
-        return "nothing", phrase(stay, sizes=of_all, why=reports[0].stays)
+        stay = "they stay as they were" if files else "stays as it was"
+        return "nothing", f"{files}{sizes}: {stay}, {reports[0].stays}."
     if not worse:
         same = old is not None and sizes == sizes_in_words(None, old)
-        return "all", phrase("R-fit-no-smaller" if same else "R-fit-nothing-lost", sizes=of_all)
+        return "all", f"{files}{sizes}: {'no smaller, and ' if same else ''}nothing is lost."
     state: State = "all" if all(words == [LARGER] for _, words in worse) else "partly"
-    if len(adapters) > 1:
-        named = [f"{adapter.name} {joined([*map(str, words)])}" for adapter, words in worse]
-        return state, phrase("R-fit-worse", sizes=of_all, how=phrase("R-semicolon").join(named))
+    if files:
+        named = "; ".join(f"{adapter.name} {', '.join(words)}" for adapter, words in worse)
+        return state, f"{files}{sizes}: {named}."
     if state == "all":
-        return state, phrase("R-fit-larger", sizes=of_all)
+        return state, f"{sizes}: larger, and nothing is lost."
     *lost, last = worse[0][1]
-    how = phrase("R-fit-and", lost=lost, last=last) if lost else last
-    return state, phrase("R-fit-worse", sizes=of_all, how=how)
+    return state, f"{sizes}: {', '.join(lost)}{', and ' if lost else ''}{last}."
 
 
-def _worse(adapter: Adapter) -> list[Phrase]:
+def _worse(adapter: Adapter) -> list[str]:
     """How the adapter is worse than its sources, in words; [] where it is not."""
     report = _report(adapter)
-    faults: list[Phrase] = []
+    faults: list[str] = []
     if report.source_size is not None and adapter.size > report.source_size:
         faults.append(LARGER)
     if report.loss >= SMALL:
-        faults.append(Phrase("R-loses", {"share": percent(report.loss)}))
+        faults.append(f"loses {percent(report.loss)}")
     left = sum(reason != UNCHANGED for reason in report.left_out.values())
     if left:
-        faults.append(Phrase("R-layers-left-out", {"layers": left}))
+        faults.append(number_of(left, "layer is", "layers are") + " left out")
     return [*faults, *report.missing]
 
 
@@ -69,37 +68,28 @@ def describe_fit(*adapters: Adapter) -> str:
 def _described(adapter: Adapter) -> str:
     report = _report(adapter)
     lines = [
-        phrase(
-            "R-fit-sizes",
-            name=adapter.name,
-            layers=len(report.rows),
-            parameters=report.parameters,
-            size=sizes_in_words(None, adapter.size),
-        )
+        f"{adapter.name}: {number_of(len(report.rows), 'layer')}, {report.parameters:,} parameters, "
+        f"{sizes_in_words(None, adapter.size)}"
     ]
     kinds = Counter(row.algorithm for row in report.rows)
     for kind, count in kinds.most_common():
         rows = [row for row in report.rows if row.algorithm == kind]
         before = counted(row.before for row in rows)
-        lines.append(
-            "  "
-            + phrase(
-                "R-fit-kind", count=count, kind=kind, ranks=ranks(row.rank for row in rows), before=before
-            )
-        )
-    words = f"  {phrase('R-fit-error', error=report.error, kept=1 - report.error**2)}"
+        lines.append(f"  {count} {kind} (rank {ranks(row.rank for row in rows)}), from {before}")
+    words = f"  error {report.error:.2%}, which keeps {1 - report.error**2:.2%} of the energy"
     if report.noise >= SMALL:
-        words += phrase("R-fit-rounding", noise=report.noise)
+        words += f"; {report.noise:.2%} of it is rounding of the sources"
     lines.append(words)
     worst = sorted(report.rows, key=lambda row: -row.lost)[:WORST]
     lost = [f"{row.layer}: {row.error:.2%}" for row in worst if row.error >= SMALL]
     if lost:
-        lines += [f"  {phrase('R-fit-worst')}", *(f"    {line}" for line in lost)]
+        lines += ["  most is lost in:", *(f"    {line}" for line in lost)]
     reasons = Counter(report.left_out.values())
     if unchanged := reasons.pop(UNCHANGED, 0):
         # Give only the number of these: there are many, and nothing is missing.
-        lines.append(f"  {phrase('R-fit-unchanged', weights=unchanged)}")
+        words = ("weight left out, because it changes", "weights left out, because they change")
+        lines.append(f"  {number_of(unchanged, *words)} nothing")
     for reason, _ in reasons.most_common():
         names = [name for name, why in report.left_out.items() if why == reason]
-        lines += listed("R-listed-left-out", names, reason=reason)
+        lines += listed(f"left out, {reason}", f"left out, {reason}", names)
     return paragraph([*lines, *(f"  {note}" for note in (*report.missing, *report.notes))])

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..messages import phrase
 from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
 from ..stack.resolve import COMPONENT_NAMES, EntryResolution
@@ -45,7 +44,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
         "parts": dict(Counter(_component_of(name) for name in adapter.names)),
         "dtypes": dict(dtypes),
         "metadata": dict(adapter.metadata),
-        "unreadable": {name: str(reason) for name, reason in adapter.unreadable.items()},
+        "unreadable": dict(adapter.unreadable),
         "unused_keys": list(adapter.unused_keys),
         "embeddings": list(adapter.embeddings),
     }
@@ -56,38 +55,35 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
     return {
         "applied": entry.count(),
         "mismatches": {bad.layer: [bad.made_for, list(bad.expected)] for bad in entry.mismatches},
-        "unmatched": {left.layer: str(left.reason) for left in entry.unmatched},
-        "absent": {str(COMPONENT_NAMES[component]): list(names) for component, names in entry.absent.items()},
+        "unmatched": {left.layer: left.reason for left in entry.unmatched},
+        "absent": {COMPONENT_NAMES[component]: list(names) for component, names in entry.absent.items()},
     }
 
 
 def in_words(found: Mapping[str, Any]) -> str:
     """The `summary` of an adapter as lines of text."""
-    lines = [
-        f"{found['file']}",
-        f"  {phrase('R-file-names-size', dialect=found['dialect'], megabytes=found['size'] / 1e6)}",
-    ]
+    lines = [f"{found['file']}", f"  names of {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
     for name, kind in found["kinds"].items():
         ranks, alphas = counted(kind["ranks"]), counted(kind["alphas"])
-        lines.append(
-            f"  {phrase('R-file-kind', count=kind['layers'], kind=name, ranks=ranks, alphas=alphas)}"
-        )
-    lines.append(f"  {phrase('R-file-parts', parts=counted(found['parts'], always=True))}")
-    lines.append(f"  {phrase('R-file-dtypes', dtypes=counted(found['dtypes'], always=True))}")
+        lines.append(f"  {kind['layers']} {name}: rank {ranks}; alpha {alphas}")
+    lines.append(f"  parts: {counted(found['parts'], always=True)}")
+    lines.append(f"  dtypes: {counted(found['dtypes'], always=True)}")
     metadata = found["metadata"]
     ordered = sorted(metadata, key=lambda key: (not key.startswith(FIRST), key))
     pairs = [f"{key} = {short(metadata[key])}" for key in ordered]
-    lines += listed("R-listed-metadata", pairs, SHOWN) or [f"  {phrase('R-no-metadata')}"]
+    lines += listed("entry of metadata", "entries of metadata", pairs, SHOWN) or ["  no metadata"]
     unreadable = found["unreadable"]
     reasons = [f"{key}: {unreadable[key]}" for key in unreadable]
-    lines += listed("R-listed-unread-layers", reasons, SHOWN)
-    lines += listed("R-listed-unused-keys", found["unused_keys"], SHOWN)
-    lines += listed("R-listed-unapplied-embeddings", found["embeddings"], SHOWN)
+    lines += listed("layer that is not read", "layers that are not read", reasons, SHOWN)
+    lines += listed("key of no layer", "keys of no layer", found["unused_keys"], SHOWN)
+    lines += listed(
+        "embedding, which is not applied", "embeddings, which are not applied", found["embeddings"], SHOWN
+    )
     return paragraph(lines)
 
 
 def _component_of(name: LayerName) -> str:
     if name.component is None:
-        return phrase("R-component-unknown")
+        return "not said"
     number = f" {name.encoder}" if name.encoder else ""
-    return f"{COMPONENT_NAMES[name.component]}{number}"
+    return COMPONENT_NAMES[name.component] + number

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..charts import shortened
 from ..errors import printable
-from ..messages import Phrase, Value, joined, phrase
+from ..messages import number_of
 from ..stack.stack import Entry
 
 VALUES = 4
@@ -26,9 +26,9 @@ UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 """Units of sizes in bytes."""
 
 
-def paragraph(lines: Iterable[str | Phrase]) -> str:
+def paragraph(lines: Iterable[str]) -> str:
     """The lines of a report as one text. Each is `printable`: nothing in it can begin a line of its own."""
-    return "\n".join(printable(str(line), LINE) for line in lines)
+    return "\n".join(printable(line, LINE) for line in lines)
 
 
 def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) -> str:
@@ -39,32 +39,31 @@ def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) 
     ordered = Counter(values).most_common()
     if len(ordered) == 1 and not always:
         return ordered[0][0]
-    shown = joined([f"{value} x{count}" for value, count in ordered[:VALUES]])
-    return phrase("R-others", shown=shown, count=len(ordered) - VALUES) if len(ordered) > VALUES else shown
+    shown = ", ".join(f"{value} x{count}" for value, count in ordered[:VALUES])
+    return f"{shown} and {len(ordered) - VALUES} others" if len(ordered) > VALUES else shown
 
 
 def ranks(values: Iterable[int | None]) -> str:
     """Ranks with their frequencies, as in `counted`; `full` for None, which is a layer without factors."""
-    return counted(phrase("R-rank-full") if rank is None else str(rank) for rank in values)
+    return counted("full" if rank is None else str(rank) for rank in values)
 
 
-def listed(code: str, items: Sequence[str | Phrase], most: int | None = ITEMS, **values: Value) -> list[str]:
+def listed(singular: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
     """A line with the number of items, then a line for each of the first `most`, or of all for None.
 
-    The first is the phrase of `code` with the number as its `count`. Without items there are no lines.
+    `singular` names a single item, and `many` several. Without items there are no lines.
     """
     if not items:
         return []
-    lines = [f"  {phrase(code, count=len(items), **values)}", *(f"    {item}" for item in items[:most])]
+    lines = [f"  {number_of(len(items), singular, many)}:", *(f"    {item}" for item in items[:most])]
     left = 0 if most is None else len(items) - most
-    return [*lines, f"    {phrase('R-and-more', left=left)}"] if left > 0 else lines
+    return [*lines, f"    and {left} more"] if left > 0 else lines
 
 
 def few(names: Sequence[str]) -> str:
     """The first names of several, for a sentence: `a, b, c and 2 more`."""
     more = len(names) - NAMES
-    shown = joined(names[:NAMES])
-    return phrase("R-first-of-more", shown=shown, more=more) if more > 0 else shown
+    return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def plain_name(name: str) -> str:
@@ -75,7 +74,7 @@ def plain_name(name: str) -> str:
 def unmeasured(entry: Entry) -> list[str]:
     """A line saying that only the high-noise file of a pair was measured; no line for other entries."""
     low = entry.low_noise
-    return [f"  {phrase('R-low-noise-not-measured', name=low.name)}"] if low else []
+    return [f"  not measured: {low.name}, the file for low noise"] if low else []
 
 
 def short(text: str) -> str:

@@ -27,7 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..messages import Phrase
+from ..messages import number_of
 from ..names.relation import LookedUp, Meaning, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
@@ -91,10 +91,11 @@ def resize_adapter(
     with located(file=adapter.path):
         layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
-    notes = [Phrase("R-resize-kept", {"layers": len(kept)})] if kept else []
+    stay = number_of(len(kept), "layer stays as it is", "layers stay as they are")
+    notes = [f"{stay}: norms, biases, and others without a size"] if kept else []
     report = replace(
         report,
-        left_out={**dict.fromkeys(adapter.unreadable, Phrase("R-because-unreadable")), **report.left_out},
+        left_out={**dict.fromkeys(adapter.unreadable, "because it cannot be read"), **report.left_out},
         missing=_missing(adapter),
         notes=(*notes, *report.notes),
         source_size=adapter.size,
@@ -133,12 +134,12 @@ def _no_size(adapter: Adapter) -> PlanError:
     )
 
 
-def _missing(adapter: Adapter) -> tuple[Phrase, ...]:
-    lines: list[Phrase] = []
+def _missing(adapter: Adapter) -> tuple[str, ...]:
+    lines: list[str] = []
     if adapter.embeddings:
-        lines.append(Phrase("R-embeddings-left-out", {"embeddings": adapter.embeddings}))
+        lines.append(f"the embeddings {', '.join(adapter.embeddings)} are left out")
     if adapter.left_out:
-        lines.append(Phrase("R-unknown-keys-left-out", {"keys": len(adapter.left_out)}))
+        lines.append(f"{number_of(len(adapter.left_out), 'unknown key')} of the file left out")
     return tuple(lines)
 
 

@@ -13,7 +13,7 @@ from ..errors import MatchError, located
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
-from ..messages import Phrase
+from ..messages import either, number_of
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
@@ -25,16 +25,20 @@ from ..reading.load import title_of
 from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
-OTHER_MODEL = Phrase("R-choose-other-model")
+OTHER_MODEL = "Choose another file or checkpoint"
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
-OF_AN_EXPERT = Phrase("R-of-an-expert")
+OF_AN_EXPERT = (
+    "it is for one expert, and either no tensor (experts, rows, columns) has that name, or it has as many "
+    "rows as columns, so that their order is not known. Apply it with create_lycoris, or merge it with "
+    "merge_to; merge_checkpoint works too if transformers 5 and the model's config.json are there"
+)
 """The class of the model tells whether a square weight is (O, I) or (I, O). Its keys and shapes do not."""
-STORED_TRANSPOSED = Phrase("R-stored-transposed")
-NO_LAYER = Phrase("R-no-layer-of-name")
-NO_BIAS = Phrase("R-model-without-bias")
-NOT_IN_TARGET = Phrase("R-not-in-target")
+STORED_TRANSPOSED = (
+    "it is for weights that are stored transposed, as in GPT-2: apply it with create_lycoris, or merge it "
+    "with merge_checkpoint or merge_to"
+)
 
 
 Silence = Literal["strength", "rules", "mask"]
@@ -95,7 +99,7 @@ class Unmatched:
     """A layer for which the model has no weight, or that no algorithm reads."""
 
     layer: str
-    reason: str | Phrase
+    reason: str
     nearest: str | None = None
     """The most similar layer name in the model."""
 
@@ -110,7 +114,7 @@ class EntryResolution:
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
     """Layers for a component that the target does not have, such as the text encoder, by component."""
-    absent_because: str | Phrase
+    absent_because: str
     """Why a component of the model may be missing, in words for the report."""
     idle_rules: tuple[str, ...]
     """Patterns of rules that match nothing in the model, each with the nearest names."""
@@ -129,11 +133,11 @@ class EntryResolution:
     """The families that the model can belong to; () in the same cases."""
 
     @property
-    def elsewhere(self) -> Phrase | None:
+    def elsewhere(self) -> str | None:
         """A remark that the adapter is for another model family; None unless that is known."""
         if not self.made_for or not self.target_is or {*self.made_for} & {*self.target_is}:
             return None
-        return Phrase("R-made-for", {"families": self.made_for, "model": self.target_is})
+        return f"made for {either(self.made_for)}; this model is {either(self.target_is)}"
 
     @property
     def left_out(self) -> int:
@@ -213,7 +217,7 @@ def resolve(
     stack: Stack,
     keys: Collection[str] | Mapping[str, Shape],
     *,
-    absent_because: str | Phrase = NOT_IN_TARGET,
+    absent_because: str = "it is not part of the target",
     oriented: bool = False,
 ) -> Resolution:
     """Match every layer of a stack with the weights of a target.
@@ -234,7 +238,7 @@ def resolve(
 
 
 def _resolve_entry(
-    entry: Entry, relation: Relation, blocks: Blocks, absent_because: str | Phrase, *, oriented: bool
+    entry: Entry, relation: Relation, blocks: Blocks, absent_because: str, *, oriented: bool
 ) -> EntryResolution:
     matches: list[Match] = []
     uses: list[Use] = []
@@ -257,7 +261,7 @@ def _resolve_entry(
             else:
                 asked += 1
                 near = relation.nearest(info.named) if asked <= NAMED_AT_MOST else None
-                why = NO_LAYER if info.named.expert is None else OF_AN_EXPERT
+                why = "no layer of that name" if info.named.expert is None else OF_AN_EXPERT
                 unmatched.append(Unmatched(name, why, near))
             continue
         if turned and len(info.shape) == 2:
@@ -291,7 +295,7 @@ def _resolve_entry(
         matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.table.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
-            unmatched.append(Unmatched(name, NO_BIAS))
+            unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
     failed = bool(unmatched or mismatches)
     made_for, target_is = (entry.adapter.families, families_of_model(targets)) if failed else ((), ())
     copies = find_copies(entry.adapter, uses)
@@ -363,7 +367,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
                 got=first.made_for,
                 hint=OTHER_MODEL,
             )
-        more = Phrase("R-more-layers", {"layers": len(live) - 1}) if len(live) > 1 else ""
+        more = f" (and {number_of(len(live) - 1, 'more layer')})" if len(live) > 1 else ""
         raise MatchError(
             "E-layer-misfits-weight",
             file=file,
@@ -385,9 +389,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             count=len(resolution.unmatched),
             layers=resolution.layers,
             got=first.reason,
-            expected=Phrase("R-layer-such-as", {"name": first.nearest})
-            if first.nearest
-            else Phrase("R-every-layer"),
+            expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
         )
     if strict and (left := resolution.entry.adapter.left_out):
         raise MatchError("E-tensors-unread-strict", file=file, key=left[0], count=len(left))
@@ -400,7 +402,7 @@ def _all_absent(resolution: EntryResolution) -> bool:
 def _nothing_matches(resolution: EntryResolution) -> MatchError:
     file = resolution.entry.adapter.path
     if _all_absent(resolution):
-        components = [str(COMPONENT_NAMES[component]) for component in resolution.absent]
+        components = " and ".join(COMPONENT_NAMES[component] for component in resolution.absent)
         return MatchError(
             "E-component-absent", file=file, components=components, absent_because=resolution.absent_because
         )
@@ -419,18 +421,10 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         "E-nothing-matches",
         file=file,
         key=first.layer if first else None,
-        got=Phrase(
-            "R-layers-because" if first else "R-layers-of",
-            {"layers": resolution.layers, "reason": first and first.reason},
-        ),
-        expected=Phrase("R-names-such-as", {"name": first.nearest})
-        if first and first.nearest
-        else Phrase("R-matching-layer"),
+        got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
+        expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
     )
 
 
-COMPONENT_NAMES: dict[Component, Phrase] = {
-    "unet": Phrase("R-component-unet"),
-    "te": Phrase("R-component-te"),
-}
+COMPONENT_NAMES: dict[Component, str] = {"unet": "diffusion model", "te": "text encoder"}
 """The components of a model, in words for messages and reports."""

@@ -9,7 +9,6 @@ from typing import Any, SupportsFloat, cast
 
 from ..changes.place import Mask, Where
 from ..errors import LycorisError
-from ..messages import Phrase
 from ..names.dialects import Component
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
@@ -153,10 +152,10 @@ class Stack:
             for entry in self
         )
 
-    def check_constant(self, purpose: Phrase) -> None:
+    def check_constant(self, purpose: str) -> None:
         """Raise LycorisError if a strength follows a schedule, or differs over places, pictures or experts.
 
-        The message says that such a stack cannot `purpose`, such as "be trained on".
+        The message says that such a stack cannot `purpose`.
         """
         for entry in self:
             if entry.schedule:
@@ -168,7 +167,7 @@ class Stack:
                     "E-stack-strength-by-place",
                     file=entry.name,
                     purpose=purpose,
-                    got=Phrase("R-mask" if entry.mask else "R-strength-for-each-picture"),
+                    got="a mask" if entry.mask else "a strength for each picture",
                 )
             if entry.low_noise is not None:
                 raise LycorisError(

@@ -9,7 +9,6 @@ from ..algorithms import Layer
 from ..errors import LycorisError, located
 from ..files.writing import metadata_of
 from ..maths.shapes import Shape
-from ..messages import Phrase
 from ..reading.adapter import Adapter
 from .resolve import resolve
 from .stack import Entry, Stack
@@ -28,7 +27,7 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
     nothing is left, and as `Stack.check_constant` does. Raises LayerError for a layer whose effect is no
     product of its tensors (DoRA, OFT, BOFT).
     """
-    Stack([entry]).check_constant(Phrase("R-doing-save"))
+    Stack([entry]).check_constant("be saved with it")
     adapter = entry.adapter
     if entry.strength == entry.strength_of("te") == 1.0 and entry.rules is None:
         return adapter

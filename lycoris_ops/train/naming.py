@@ -114,7 +114,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         raise MatchError(
             "E-weights-for-another-component",
             file=adapter.path,
-            absent=[str(COMPONENT_NAMES[component]) for component in entry.absent],
+            absent=" and the ".join(COMPONENT_NAMES[component] for component in entry.absent),
         )
     sites = all_sites(module).values()
     paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}

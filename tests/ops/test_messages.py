@@ -12,11 +12,9 @@ import pytest
 import lycoris_ops as lyc
 from lycoris_ops import messages
 from lycoris_ops.errors import FileFormatError
-from tests.harness.facts import ROOT
-from tests.harness.messages import called, known_texts, prose, raised, sources, spoken
+from tests.harness.messages import called, known_texts, raised, sources, spoken
 
 PARTS = {"problem", "got", "expected", "hint"}
-REPORTS = ["lycoris_ops/report"]
 PLACES = {"file", "place", "key", "weight"}
 TEXTS = known_texts()
 TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
@@ -71,22 +69,6 @@ def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
         codes = [words for argument in call.args for words in spoken(argument) if words in TEXTS]
         used = set[str]().union(*map(values_of, codes))
         assert given - used <= PARTS | PLACES | {"error", "meant"}, ast.unparse(call)
-
-
-@pytest.mark.parametrize("room", REPORTS)
-def test_a_report_has_no_words_of_its_own(room: str) -> None:
-    assert list(prose(ROOT / room)) == []
-
-
-def test_a_report_is_in_the_language_of_the_moment() -> None:
-    lyc.add_language("test", lambda: {"R-applied-stack-empty": {"text": "leeg"}})
-    try:
-        resolution = lyc.resolve(lyc.Stack(), [])
-        english = lyc.describe(resolution)
-        with lyc.speaking("test"):
-            assert lyc.describe(resolution) == "leeg" != english
-    finally:
-        messages._others.pop("test")
 
 
 def test_a_text_is_filled_with_values(monkeypatch: pytest.MonkeyPatch) -> None:

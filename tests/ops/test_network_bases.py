@@ -114,7 +114,7 @@ def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) ->
         # Square weights too: their shape does not say which way round they are stored.
         (found,) = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), shapes).entries
         assert not found.matches and len(found.unmatched) == 8
-        assert all(one.reason == lyc.Phrase("R-stored-transposed") for one in found.unmatched)
+        assert all("stored transposed" in one.reason for one in found.unmatched)
     other = lyc.create_lycoris(gpt2, algorithm="lokr", preset="attn-mlp", rank=2)
     with pytest.raises(lyc.LycorisError, match=r"c_attn: PEFT has no layer.*found a lokr layer"):
         other.save_weights(tmp_path / "other", "peft")

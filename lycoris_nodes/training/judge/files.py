@@ -8,17 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ....lycoris_ops import (
-    SAFETENSORS,
-    STATE,
-    Adapter,
-    Entry,
-    Phrase,
-    Stack,
-    TrainError,
-    load_adapter,
-    sketches,
-)
+from ....lycoris_ops import SAFETENSORS, STATE, Adapter, Entry, Stack, TrainError, load_adapter, sketches
 from ...host.files import shown_path
 from ..node.runs import CHECKPOINTS, folder_of
 
@@ -34,7 +24,7 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     Raises LycorisError where there are no adapters, and for a strength with a schedule or a mask.
     """
     judged = stack or Stack()
-    judged.check_constant(Phrase("R-doing-judge"))
+    judged.check_constant("be judged")
     entries = [replace(entry, strength=1.0, strength_clip=None) for entry in judged]
     if training.strip():
         entries += _of_training(training.strip())

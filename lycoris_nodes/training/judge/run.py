@@ -15,7 +15,6 @@ from ....lycoris_ops import (
     ALONE,
     Contender,
     Judgement,
-    Phrase,
     Picture,
     Place,
     Resolution,
@@ -78,7 +77,7 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)
     shapes = weight_shapes(asked.model, asked.clip)
-    for entry in resolve(Stack(entries), shapes, absent_because=Phrase("R-no-clip-linked")).entries:
+    for entry in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
         # Check each alone: an adapter that fits nothing would pass beside one that fits.
         Resolution((entry,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)

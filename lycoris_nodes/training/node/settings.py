@@ -15,7 +15,6 @@ from ....lycoris_ops import (
     Adapter,
     Entry,
     LycorisError,
-    Phrase,
     Stack,
     optimisers,
     resolve,
@@ -83,7 +82,7 @@ def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
     strength 1, without rules, a schedule, a mask or a second one for another expert."""
     if stack is None:
         return None
-    stack.check_constant(Phrase("R-doing-train"))
+    stack.check_constant("be trained on")
     names = ", ".join(entry.adapter.name for entry in stack) or "none"
     if len(stack) != 1:
         raise LycorisError("E-training-from-several-adapters", count=len(stack), names=names)
@@ -94,7 +93,7 @@ def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
             file=names,
             got=f"strength {entry.strength:g}" + (" and block rules" if entry.rules is not None else ""),
         )
-    resolve(stack, weight_shapes(model, clip), absent_because=Phrase("R-no-clip-linked")).check()
+    resolve(stack, weight_shapes(model, clip), absent_because="no `clip` is linked").check()
     return entry.adapter
 
 

@@ -20,7 +20,6 @@ from ... import (
     resolve,
     summary,
 )
-from ...messages import Phrase
 from ..shared import MODEL, add_json, add_model, shapes_of_model, show
 
 
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     shapes = shapes_of_model(options)
     words = [in_words(data)]
     if shapes is not None:
-        resolution = resolve(Stack([Entry(adapter)]), shapes, absent_because=Phrase("R-no-file-holds-it"))
+        resolution = resolve(Stack([Entry(adapter)]), shapes, absent_because="no file given holds it")
         (entry,) = resolution.entries
         data["match"] = matched(entry)
         words.append(describe(resolution))
