@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 from .errors import RuleError
+from .messages import phrase
 
 MOST_TEXT = 1 << 20
 """The most characters that all expressions of one field of a file may have. An expression for each of the 800
@@ -62,7 +63,7 @@ class Expressions:
 
     def __init__(self, texts: Sequence[str], *, full: bool = False) -> None:
         if sum(map(len, texts)) > MOST_TEXT:
-            raise ExpressionError(f"more than {MOST_TEXT} characters in all expressions together")
+            raise ExpressionError(phrase("R-more-than-characters-all-expressions", most_text=MOST_TEXT))
         self._paths: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         others: dict[int, str] = {}
@@ -133,21 +134,23 @@ class Allowance:
         try:
             import regex
         except ImportError:
-            raise PackageError(
-                "a regular expression, which needs the package regex: pip install regex"
-            ) from None
+            raise PackageError(phrase("R-regular-expression-needs-package-regex")) from None
         self._characters -= len(text)
         if self._characters < 0:
-            raise ExpressionError(f"more than {MOST_COMPILED} characters in expressions that are not paths")
+            raise ExpressionError(
+                phrase("R-more-than-characters-expressions-not", most_compiled=MOST_COMPILED)
+            )
         counts = (int(count) for count in chain(*COUNTS.findall(text)) if count)
         if math.prod(filter(None, counts)) > MOST_COPIES:
-            raise ExpressionError(f"counted repeats of more than {MOST_COPIES} copies, in {text[:200]!r}")
+            raise ExpressionError(
+                phrase("R-counted-repeats-more-than-copies", most_copies=MOST_COPIES, text=text[:200])
+            )
         try:
             # Compile it alone too: an extra ) could close the group that is put around it.
             regex.compile(text)
             return regex.compile(used)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise ExpressionError(f"{error}, in {text[:200]!r}") from None
+            raise ExpressionError(phrase("R-in-4", error=error, text=text[:200])) from None
 
     def _timed(self, match: Callable[..., Any], name: str) -> bool:
         if self._seconds <= 0:
@@ -160,7 +163,7 @@ class Allowance:
             except TimeoutError:
                 matched = self._slow(match, name)
         except MemoryError:
-            raise ExpressionError("more memory than there is to match them") from None
+            raise ExpressionError(phrase("R-more-memory-than-there-match")) from None
         # Where it took longer, it waited for other processes, or `_slow` has counted it.
         self._seconds += USUAL - min(time.perf_counter() - start, QUICK)
         return matched is not None

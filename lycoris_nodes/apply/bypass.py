@@ -26,6 +26,7 @@ from ...lycoris_ops import (
     Shape,
     Tokens,
     located,
+    phrase,
 )
 from ..host.one_noise import like_the_first, with_one_noise
 from ..host.passes import (
@@ -155,7 +156,7 @@ class BypassInjection(PatcherInjection):
                 hooks = Bypass(module, plan, reader=HostReader(below), met=met, name=path)
                 dtype, device = torch.float32, patcher.load_device
                 purpose = "to read a weight that bypassed layers depend on"
-                hint = "Unload other models"
+                hint = phrase("R-unload-other-models")
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
                     hooks.meet(dtype, device)
                 if not beside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ...lycoris_ops import Stack, number_of
+from ...lycoris_ops import Stack, phrase
 from ..files.pairs import ENDING, HIGH, LOW, Expert, expert_of
 from ..host.weights import loaded_from
 
@@ -25,14 +25,12 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
     pairs = sum(entry.low_noise is not None for entry in stack)
     if not pairs:
         return stack, "", True
-    expert, why = (choice, "as chosen") if choice != "auto" else told_expert(model, hidden)
+    expert, why = (choice, phrase("R-chosen")) if choice != "auto" else told_expert(model, hidden)
     chosen = expert or HIGH
-    gave = f"{number_of(pairs, 'pair')} gave the file for"
-    said = (
-        f"Nothing tells which of two experts this model is: {gave} high noise. Choose it in the input expert."
-    )
+    gave = phrase("R-gave-file", pairs=pairs)
+    said = phrase("R-nothing-tells-two-experts-model", gave=gave)
     if expert:
-        said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {gave} it."
+        said = phrase("R-model-expert", replace=expert.replace(" ", "-"), why=why, gave=gave)
     return stack.of_expert(low_noise=chosen == LOW), said, expert is not None
 
 
@@ -46,7 +44,7 @@ def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | 
     names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden, link)]
     for name in names:
         if expert := expert_of(name):
-            return expert, f"by the name {name.rpartition('/')[2]}"
+            return expert, phrase("R-name", rpartition=name.rpartition("/")[2])
     return None, ""
 
 

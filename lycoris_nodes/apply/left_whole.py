@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from ...lycoris_ops import LycorisError, few, number_of, paragraph
+from ...lycoris_ops import LycorisError, few, paragraph, phrase
 from ..host.page import is_in_prompt, running_node
 from .places import Unlike
 
@@ -58,7 +58,10 @@ class LeftWhole:
         alike: dict[Unlike, list[str]] = {}
         for path, unlike in every.items():
             alike.setdefault(unlike, []).append(path)
-        lines = [f"In the sampling the mask has no effect on {number_of(len(every), 'layer')}."]
+        lines = [phrase("R-sampling-mask-has-no-effect", count=len(every))]
         for (got, expected), paths in sorted(alike.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  {len(paths)} unmasked: {got}; expected {expected} ({few(paths)})")
+            words = phrase(
+                "R-unmasked-expected", count=len(paths), got=got, expected=expected, paths=few(paths)
+            )
+            lines.append(f"  {words}")
         return paragraph([*lines, f"  {HINT}."])

@@ -20,8 +20,8 @@ from ...lycoris_ops import (
     few,
     geometry_of,
     located,
-    number_of,
     paragraph,
+    phrase,
 )
 from ..host.patching import enlarged_by_patches, merge_loss, merges_in_every_pass
 from ..host.weights import layer_of, merge_obstacle
@@ -161,7 +161,7 @@ def _at_no_place(
 def without_mask(choices: Sequence[Choice]) -> str:
     """A sentence on the layers that act at all places although they have a mask; "" for none."""
     count = sum(len(choice.unmasked) for choice in choices)
-    return f"The mask has no effect on {number_of(count, 'layer')}." if count else ""
+    return phrase("R-mask-has-no-effect-on", count=count) if count else ""
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
@@ -178,7 +178,11 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
     if mode == "merge" and not bypassed and not total.keys() & {"left out", "unmasked"}:
         return ""
     layers = "layer" if bypassed == 1 else "layers"
-    lines = [f"Mode {mode}: {bypassed} {layers} bypassed, {total.get('merged', 0)} merged"]
+    lines = [
+        phrase(
+            "R-mode-bypassed-merged", mode=mode, bypassed=bypassed, layers=layers, get=total.get("merged", 0)
+        )
+    ]
     for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
         if reason:
             lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
@@ -186,9 +190,8 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
         # Save Merged Model refuses stacks with schedules, masks or pairs.
         constant = not any(entry.schedule or entry.where or entry.low_noise for entry in stack)
         lines.append(
-            f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
-            f"{layers} out, because their change is not in the weights."
-            + (" Save Merged Model writes the whole stack." if constant else "")
+            f"  {phrase('R-comfyui-s-own-nodes-save', bypassed=bypassed, layers=layers)}"
+            + (f" {phrase('R-save-merged-model-writes-whole')}" if constant else "")
         )
     return paragraph(lines)
 
@@ -198,14 +201,14 @@ def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
 
     Raises LycorisError if `strict`.
     """
-    instead = "the same at all places" if placed else "the mean of its schedule"
+    instead = phrase("R-same-at-all-places") if placed else phrase("R-mean-schedule")
     if strict:
         raise LycorisError(
             "E-mask-not-followed-strict" if placed else "E-schedule-not-followed-strict",
             key=path,
             reason=reason,
         )
-    return f"{reason}; its strength is {instead}"
+    return phrase("R-strength-2", reason=reason, instead=instead)
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
@@ -213,12 +216,12 @@ def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple
     if mode != "auto":
         return mode == "bypass", ""
     if short:
-        return True, "ComfyUI is short of memory and would merge again in every step"
+        return True, phrase("R-comfyui-short-memory-would-merge")
     for key in keys:
         reason = merge_loss(patcher, key) or merge_obstacle(patcher, key)
         if reason is not None:
             return True, reason
-    return False, "kept as plain floats, so merged only once, when the model is loaded"
+    return False, phrase("R-kept-plain-floats-so-merged")
 
 
 def _plan(
@@ -245,10 +248,10 @@ def _plan(
         if before.additive and plan.additive:
             return None, reason
         # A merge would take effect before the earlier node's bypass.
-        return plan, "an earlier node bypasses the layer, and the result depends on the order of the two"
+        return plan, phrase("R-earlier-node-bypasses-layer-result")
     obstacle = next(filter(None, (merge_obstacle(patcher, key) for key in pairs)), None)
     if before is not None:
-        obstacle = "an earlier node bypasses it; set the mode of that node to merge too"
+        obstacle = phrase("R-earlier-node-bypasses-set-mode")
     if obstacle is not None:
         raise LycorisError("E-layer-neither-bypassed-nor-merged", key=path, plan=plan, obstacle=obstacle)
     return None, plan
@@ -263,17 +266,17 @@ def _build(
     """The bypass plan of a module, or why its layers can only be merged, in words."""
     module = layer_of(patcher, path)
     if module is None:
-        return "a parameter of its own, not the weight of a layer"
+        return phrase("R-parameter-own-not-weight-layer")
     geometry = geometry_of(module)
     if isinstance(geometry, str):
         return geometry
     if used_uncalled(patcher, path):
-        return "its model multiplies by the weight without calling the layer"
+        return phrase("R-model-multiplies-weight-without-calling")
     key = f"{path}.weight"
     if tuple(shapes.get(key, ())) != geometry.shape:
-        return "its weight does not have the shape that its layer states"
+        return phrase("R-weight-does-not-have-shape")
     if enlarged_by_patches(patcher, key):
-        return "an earlier node enlarges its weight"
+        return phrase("R-earlier-node-enlarges-weight")
     layers = [
         Slot(match.read(entry.adapter), match.strength, match.timings, match.where)
         for name in ("weight", "bias")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...lycoris_ops import Blend, Crop, Places, Shape, Tokens, tokens_of
+from ...lycoris_ops import Blend, Crop, Places, Shape, Tokens, phrase, tokens_of
 from ..host.families import frames_of
 from ..host.training import patch_of
 
@@ -107,7 +107,7 @@ class Passing:
             samples = len(self.pictures)
             if len(shape) > 1 and shape[0] != samples:
                 # For example, the samples may be parts of pictures.
-                places: Places | Unlike = Unlike(f"{shape[0]} samples", f"{samples}")
+                places: Places | Unlike = Unlike(phrase("R-samples", shape=shape[0]), f"{samples}")
             else:
                 places = self._places(kind, math.prod(shape) // samples)
             self._kept[kind, shape] = places
@@ -129,8 +129,11 @@ class Passing:
             if level is not None:
                 return self._of(level, 0, text)
             high, wide = self.size[-2:]
-            halved = f"the places of {high} x {wide} halved several times"
-            return Unlike(f"{tokens} tokens", f"{halved}, and {text} others" if text else halved)
+            halved = phrase("R-places-x-halved-several-times", high=high, wide=wide)
+            return Unlike(
+                phrase("R-tokens", tokens=tokens),
+                phrase("R-others-2", halved=halved, text=text) if text else halved,
+            )
         grid = _grid(self.size, self.patch)
         count = math.prod(grid)
         before, after = self.earlier, self.later
@@ -149,8 +152,10 @@ class Passing:
             # Only the first layer of a model sees the places without padding.
             after += -count % self.multiple
         if before + count + after != tokens:
-            known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
-            return Unlike(f"{tokens} tokens", known)
+            known = phrase(
+                "R-others-places-others", before=before, value=" x ".join(map(str, grid)), after=after
+            )
+            return Unlike(phrase("R-tokens", tokens=tokens), known)
         return self._of(grid, before, after)
 
     def _of(self, grid: Shape, before: int = 0, after: int = 0) -> Places:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from ...lycoris_ops import phrase
 from .picture import drawn_on, upright
 from .sizes import Pixels
 
@@ -75,12 +76,12 @@ def animation_of(path: Path) -> Animation:
             elif kind == b"IDAT" and not seconds:
                 first = 1
             if len(seconds) > MOST or number > CHUNKS:
-                raise ValueError(f"it has more than {MOST} frames, or more than {CHUNKS} chunks")
+                raise ValueError(phrase("R-has-more-than-frames-or", most=MOST, chunks=CHUNKS))
     width, height = size
     if width * height > LARGEST or width * height * len(seconds) > ALL:
-        raise ValueError(f"{len(seconds)} frames of {width} x {height} pixels are too much")
+        raise ValueError(phrase("R-frames-x-pixels-too-much", count=len(seconds), width=width, height=height))
     if stated not in (None, len(seconds)):
-        raise ValueError(f"it states {stated} frames and has {len(seconds)}")
+        raise ValueError(phrase("R-states-frames-has", stated=stated, count=len(seconds)))
     return Animation((width, height), seconds, first)
 
 
@@ -119,8 +120,8 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         else:
             kind, length = struct.unpack("<4sI", head)
         if offset + 8 + length > end:
-            raise ValueError("its end is missing")
+            raise ValueError(phrase("R-end-missing"))
         yield kind, file.read(min(length, 26))
         offset += 8 + length + (4 if is_png else length % 2)
     if stated > end or (is_png and kind != b"IEND"):
-        raise ValueError("its end is missing")
+        raise ValueError(phrase("R-end-missing"))

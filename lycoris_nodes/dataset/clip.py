@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...lycoris_ops import TrainError
+from ...lycoris_ops import TrainError, phrase
 from .animated import animation_of, frames_of, is_animated
 from .picture import PICTURES, UNREADABLE, size_of, whole_of
 from .sizes import PictureFit, Pixels
@@ -230,7 +230,7 @@ def _at_times(path: Path, times: list[float]) -> Generator[Image.Image]:
                 return
             shown = frame
         if shown is None:
-            raise ValueError("no frame of it can be decoded")
+            raise ValueError(phrase("R-no-frame-can-be-decoded"))
         for _ in left:
             yield _picture(shown)
 
@@ -283,7 +283,7 @@ def _opened(path: Path) -> Generator[tuple[Any, Any]]:
     with _readable(path), cast("Any", av).open(str(path)) as container:
         streams = container.streams.video
         if not streams:
-            raise ValueError("it has no pictures")
+            raise ValueError(phrase("R-has-no-pictures"))
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 

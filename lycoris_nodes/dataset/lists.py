@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ...lycoris_ops import TrainError, located
+from ...lycoris_ops import TrainError, located, phrase
 from .texts import LONGEST, alike, content_of, one_line, text_of
 
 LISTS = re.compile(
@@ -129,7 +129,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            with located(key=f"line {number}"):
+            with located(key=phrase("R-line", number=number)):
                 yield _row(json.loads(line), path)
         except MALFORMED as error:
             raise _wrong(path, f"line {number}", line) from error

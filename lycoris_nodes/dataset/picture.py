@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ...lycoris_ops import TrainError
+from ...lycoris_ops import TrainError, phrase
 from .sizes import PictureFit, Pixels
 
 PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
@@ -173,7 +173,7 @@ def _readable(path: Path) -> Generator[None]:
             "E-picture-unreadable",
             file=str(path),
             remedy=remedy,
-            got="no picture"
+            got=phrase("R-no-picture")
             if isinstance(error, UnidentifiedImageError)
             else getattr(error, "strerror", None) or str(error),
         ) from error

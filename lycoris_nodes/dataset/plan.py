@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ...lycoris_ops import Progress, TrainError, few, number_of
+from ...lycoris_ops import Progress, TrainError, few, number_of, phrase
 from ..host.families.family import References, Sound
 from ..host.families.node import Takes
 from ..host.given import Given
@@ -189,7 +189,7 @@ def _check_references(planned: Sequence[Planned], shown: Shown, settings: Pictur
                     what=what,
                     got=few([path.name for path in paths]),
                     most=number,
-                    otherwise=f"; for {takes.instead}, set `references` to it"
+                    otherwise=phrase("R-set-references", instead=takes.instead)
                     if takes and takes.instead
                     else "",
                 )

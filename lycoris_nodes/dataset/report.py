@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
-from ...lycoris_ops import few, number_of
+from ...lycoris_ops import few, number_of, phrase
 from ..host.families.node import Takes
 from ..host.files import shown_path
 from .encode import Encoded
@@ -42,9 +42,11 @@ def described(
         *_named(
             planned,
             {
-                "held out": lambda picture: picture.held_out,
-                "without a text file": lambda picture: not (picture.found.caption or picture.found.listed),
-                "with a caption that is too long for the text encoder, which cuts off its end": (
+                phrase("R-held-out"): lambda picture: picture.held_out,
+                phrase("R-without-text-file"): lambda picture: (
+                    not (picture.found.caption or picture.found.listed)
+                ),
+                phrase("R-caption-too-long-text-encoder"): (
                     lambda picture: any(map(clip.cuts, picture.texts))
                 ),
             },
@@ -54,14 +56,12 @@ def described(
         *_named(
             planned,
             {
-                "with several pages or frames, of which the first is learned": (
-                    lambda picture: picture.is_animated
-                ),
-                "with a mask": lambda picture: picture.found in masked,
+                phrase("R-several-pages-or-frames-first"): (lambda picture: picture.is_animated),
+                phrase("R-mask"): lambda picture: picture.found in masked,
                 # Ignore rounding.
-                "enlarged, because they are smaller": lambda picture: picture.fit.scale > 1.001,
-                f"more than {CUT:.0%} cut off": lambda picture: picture.fit.lost > CUT,
-                "not mirrored, because of words in their captions": lambda picture: (
+                phrase("R-enlarged-because-they-smaller"): lambda picture: picture.fit.scale > 1.001,
+                phrase("R-more-than-cut-off", cut=CUT): lambda picture: picture.fit.lost > CUT,
+                phrase("R-not-mirrored-because-words-their"): lambda picture: (
                     settings.mirror and not picture.held_out and not picture.views[-1].mirrored
                 ),
             },
@@ -90,15 +90,15 @@ def _folder_in_words(
     groups = Counter(
         (picture.name.rpartition("/")[0] or folder.path.name, picture.repeats) for picture in folder.pictures
     )
-    lines = [f"{number_of(len(folder.pictures), 'picture')} in {folder.path.name}"]
+    lines = [phrase("R-in-3", count=len(folder.pictures), name=folder.path.name)]
     if len(settings.resolutions) > 1:
-        lines.append(f"each in the resolutions {', '.join(map(str, settings.resolutions))}")
+        lines.append(phrase("R-each-resolutions", str=map(str, settings.resolutions)))
     if len(groups) > 1:
         lines += [
-            f"  {name}: {count}, each {number_of(times, 'time')}"
+            f"  {phrase('R-each', name=name, count=count, times=times)}"
             for (name, times), count in sorted(groups.items())
         ]
-    return [*lines, f"sizes: {listed}; sides in steps of {settings.step} pixels"]
+    return [*lines, phrase("R-sizes-sides-steps-pixels", listed=listed, step=settings.step)]
 
 
 def _clips_in_words(
@@ -108,16 +108,14 @@ def _clips_in_words(
     cuts = Counter(view.cut.count for picture in planned for view in picture.views if view.cut)
     clips = sum(picture.is_clip for picture in folder.pictures)
     counted = ", ".join(f"{number_of(count, 'frame')} x{number}" for count, number in sorted(cuts.items()))
-    lines = [f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}"]
+    lines = [phrase("R-at-frames-second", clips=clips, frame_rate=settings.frame_rate, counted=counted)]
     groups: dict[str, Callable[[Planned], object]] = {
-        "with repeated frames, because the clip has too few": lambda picture: (
-            picture.clip and picture.clip.repeated
-        ),
-        "whose end is missing, as in incomplete files": lambda picture: picture.clip and picture.clip.cut_off,
+        phrase("R-repeated-frames-because-clip-has"): lambda picture: picture.clip and picture.clip.repeated,
+        phrase("R-whose-end-missing-incomplete-files"): lambda picture: picture.clip and picture.clip.cut_off,
     }
     if settings.frames > settings.frame_step:
         least = 1 + settings.frame_step
-        groups[f"too short for {least} frames, and learned as a still picture"] = lambda picture: (
+        groups[phrase("R-too-short-frames-learned-still", least=least)] = lambda picture: (
             picture.views[0].cut and picture.views[0].cut.count == 1
         )
     return [*lines, *_named(planned, groups), *_sounds_in_words(planned, shown)]
@@ -129,36 +127,34 @@ def _given_in_words(planned: Sequence[Planned], shown: Shown, *, has_clips: bool
     lines: list[str] = []
     beside = any(picture.found.references for picture in planned if picture.clip)
     if given and (given.masked or (has_clips and (beside or not given.only_beside))):
-        lines.append(f"the model is also given what {given.node} makes")
+        lines.append(phrase("R-model-also-given-what-makes", node=given.node))
         if given.seen:
-            lines.append("  and what clip_vision sees there")
+            lines.append(f"  {phrase('R-what-clip-vision-sees-there')}")
         if not given.needed and not given.only_beside:
-            lines.append("  for text to video set first_frames to none")
+            lines.append(f"  {phrase('R-text-video-set-first-frames')}")
     sees = shown.references is not None and shown.references.sees
     needs_seeing = sees or (given is not None and given.takes.only_seen)
     if needs_seeing and shown.vision is None and any(picture.found.references for picture in planned):
-        lines.append("no CLIP vision model sees the references: link clip_vision, as for sampling")
+        lines.append(phrase("R-no-clip-vision-model-sees"))
     if shown.vision is not None and not sees and not (given and given.seen):
-        unseen = " without a first frame" if given and given.unseen else ""
-        lines.append(f"clip_vision is not used: this model does not take its output{unseen}")
+        unseen = f" {phrase('R-without-first-frame')}" if given and given.unseen else ""
+        lines.append(phrase("R-clip-vision-not-used-model", unseen=unseen))
     if shown.hearing is not None and not shown.hears:
-        lines.append("audio_encoder is not used: this model hears no sound")
+        lines.append(phrase("R-audio-encoder-not-used-model"))
     if shown.misses_frames and has_clips:
-        lines.append("the model gets no first frame: no known node makes one for it")
+        lines.append(phrase("R-model-gets-no-first-frame"))
     if shown.unmade:
         lines.append(shown.unmade)
     groups: dict[str, Callable[[Planned], object]] = {}
     if given and given.takes != Takes() and has_clips:
-        groups["with clips that control them"] = lambda picture: picture.found.controls
-        groups["with a reference"] = lambda picture: picture.found.still_references
+        groups[phrase("R-clips-control-them")] = lambda picture: picture.found.controls
+        groups[phrase("R-reference")] = lambda picture: picture.found.still_references
     if not (given and given.takes.reference_masks):
-        groups["whose references have masks, which are not used"] = lambda picture: (
-            picture.found.reference_masks
-        )
+        groups[phrase("R-whose-references-have-masks-not")] = lambda picture: picture.found.reference_masks
     if shown.references and any(picture.found.references for picture in planned):
-        how = f"with references, which are {shown.references.in_words}"
+        how = phrase("R-references", in_words=shown.references.in_words)
         groups[how] = lambda picture: picture.found.references
-        groups["without a reference"] = lambda picture: not picture.found.references
+        groups[phrase("R-without-reference")] = lambda picture: not picture.found.references
     return lines + _named(planned, groups)
 
 
@@ -167,20 +163,20 @@ def _sounds_in_words(planned: Sequence[Planned], shown: Shown) -> list[str]:
     clips = {picture.found: picture for picture in planned if picture.clip}.values()
     heard = [picture.found.name for picture in clips if picture.clip and picture.clip.sounds]
     silent = [picture.found.name for picture in clips if picture.clip and not picture.clip.sounds]
-    without = [f"without sound: {len(silent)} ({few(silent)})"] if silent else []
+    without = [phrase("R-without-sound", count=len(silent), silent=few(silent))] if silent else []
     if shown.hears:
         if shown.hearing is None:
-            return ["the model hears no sound: link audio_encoder, as for sampling"] if heard else []
-        lines = [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []
+            return [phrase("R-model-hears-no-sound-link")] if heard else []
+        lines = [phrase("R-sound-model-hears", count=len(heard), heard=few(heard))] if heard else []
         return lines + without
     if shown.sound is not None and not shown.own_sound:
-        return ["no sound is learned: this model makes none, so audio_vae is not used"]
+        return [phrase("R-no-sound-learned-model-makes")]
     if not shown.own_sound or not heard:
         return []
     if shown.sound is None:
         clips = number_of(len(heard), "clip")
-        return [f"no sound is learned: link audio_vae to learn the sound of {clips} ({few(heard)})"]
-    lines = [f"with sound, which is learned too: {len(heard)} ({few(heard)})"]
+        return [phrase("R-no-sound-learned-link-audio", clips=clips, heard=few(heard))]
+    lines = [phrase("R-sound-learned-too", count=len(heard), heard=few(heard))]
     return lines + without
 
 
@@ -191,13 +187,18 @@ def encoded_in_words(made: Mapping[str, int], encoded: Sequence[Sequence[Encoded
     total += sounds + sum(len(view.references) for view in views)
     now = [number_of(made["picture"] + made["reference"], "picture")]
     now += [number_of(made["sound"], "sound")] if sounds else []
-    return f"encoded: {', '.join(now)} and {number_of(made['caption'], 'caption')} of {total}"
+    return phrase("R-encoded", now=now, caption=made["caption"], total=total)
 
 
 def place(kept: Kept, size: int) -> str:
     if kept.folder is None:
-        return "nothing is kept on disk"
-    return f"kept: {size / 1e6:.1f} MB of at most {kept.most / 1e9:.0f} GB in {shown_path(kept.folder)}"
+        return phrase("R-nothing-kept-on-disk")
+    return phrase(
+        "R-kept-mb-at-most-gb",
+        size=size / 1000000.0,
+        most=kept.most / 1000000000.0,
+        folder=shown_path(kept.folder),
+    )
 
 
 def shown_first(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ...lycoris_ops import parse_json
+from ...lycoris_ops import parse_json, phrase
 
 _KINDS = ("png", "jpg", "jpeg", "webp", "gif", "avif")
 PICTURES = tuple(f"{mark}.{kind}" for mark in (".preview", "") for kind in _KINDS)
@@ -63,7 +63,7 @@ def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Be
             tables += _tables(beside)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            problems.append(f"{os.path.basename(beside)} cannot be read: {why}")
+            problems.append(phrase("R-cannot-be-read-2", basename=os.path.basename(beside), why=why))
     return Beside(
         title=next(_texts(tables, TITLES), ""),
         base=next(_texts(tables, BASES), ""),
@@ -84,10 +84,10 @@ def _tables(path: str) -> list[Mapping[str, Any]]:
     with open(path, "rb") as file:
         data = file.read(MAX_NOTES + 1)
     if len(data) > MAX_NOTES:
-        raise ValueError(f"it has more than {MAX_NOTES} bytes")
+        raise ValueError(phrase("R-has-more-than-bytes", max_notes=MAX_NOTES))
     data_read = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(data_read, dict):
-        raise ValueError("it is not a table")
+        raise ValueError(phrase("R-not-table"))
     table = _small(data_read)
     inner = [_small(table[key]) for key in ("civitai", "model") if isinstance(table.get(key), dict)]
     deep = [_small(version["model"]) for version in inner if isinstance(version.get("model"), dict)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ...lycoris_ops import LycorisError, adapter_stamp, peek_adapter
+from ...lycoris_ops import LycorisError, adapter_stamp, peek_adapter, phrase
 from .beside import CLIPS, PICTURES, files_beside
 
 THUMBNAIL = "modelspec.thumbnail"
@@ -63,7 +63,7 @@ def _small_file(path: str, size: int, changed: int) -> bytes:
 def _small_within(path: str, stamp: str) -> bytes:
     mark, _, data = peek_adapter(path).metadata.get(THUMBNAIL, "")[: LONGEST + 1].partition(";base64,")
     if not mark.startswith("data:image/") or len(data) >= LONGEST:
-        raise ValueError("no picture in the metadata")
+        raise ValueError(phrase("R-no-picture-metadata"))
     content = base64.b64decode(data, validate=True)
     return _small(io.BytesIO(content), len(content))
 
@@ -87,7 +87,7 @@ def _small(source: str | io.BytesIO, size: int) -> bytes:
         content = 2 * size if kind in ("AVIF", "WEBP") else 0
         width, height = picture.size
         if width * height * each + content > MEMORY:
-            raise ValueError(f"a picture of {width} x {height} pixels is too large")
+            raise ValueError(phrase("R-picture-x-pixels-too-large", width=width, height=height))
         # Decode no more of a JPEG than is shown.
         picture.draft("RGB", (SIZE, SIZE))
         picture.thumbnail((SIZE, SIZE))

@@ -16,7 +16,7 @@ import torch
 from comfy.clip_vision import Output
 from torch import Tensor
 
-from ...lycoris_ops import TrainError
+from ...lycoris_ops import TrainError, phrase
 from .families import family_of
 from .families.node import (
     BOTH,
@@ -87,7 +87,9 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
                 "E-frames-not-for-model",
                 key="first_frames",
                 got=ends,
-                expected="first, first and last, or none" if BOTH in node.frames else "first or none",
+                expected=phrase("R-first-first-last-or-none")
+                if BOTH in node.frames
+                else phrase("R-first-or-none"),
             )
         ends = NONE
     name = node.frames.get(ends)

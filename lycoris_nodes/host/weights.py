@@ -15,7 +15,7 @@ from comfy.quant_ops import QuantizedTensor as QuantizedTensor
 from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import nn
 
-from ...lycoris_ops import LycorisError, Shape
+from ...lycoris_ops import LycorisError, Shape, phrase
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Messages of allocators that raise a plain RuntimeError when memory runs out (CPU, MPS, XPU)."""
@@ -114,9 +114,9 @@ def merge_obstacle(patcher: Any, key: str) -> str | None:
     if weight is None:
         return None
     if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
-        return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
+        return phrase("R-packed-comfyui-cannot-patch", dtype=weight.dtype, name=type(weight).__name__)
     if held_at(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
-        return "its layer multiplies the input by factors, and it is stored divided by them (pre_quant_scale)"
+        return phrase("R-layer-multiplies-input-factors-stored")
     return None
 
 
@@ -248,4 +248,4 @@ class LoadedWeights:
 
 def connected_weights(model: Any, clip: Any) -> LoadedWeights | None:
     """The weights of the model and text encoder that are connected to a node; None if neither is."""
-    return None if model is None and clip is None else LoadedWeights("the connected model", model, clip)
+    return None if model is None and clip is None else LoadedWeights(phrase("R-connected-model"), model, clip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Stack, describe, mask_picture, resolve, verdict
+from ...lycoris_ops import Stack, describe, mask_picture, phrase, resolve, verdict
 from ..apply.bypass import add_bypass
 from ..apply.experts import CHOICES, of_expert
 from ..apply.experts import Choice as ExpertChoice
@@ -100,7 +100,7 @@ class LycorisApplyStack(io.ComfyNode):
         connected, whole_stack = stack is not None, stack or Stack()
         stack, of_pairs, known = of_expert(whole_stack, expert, model, cls.hidden)
         changed = [(linked, weight_shapes(linked)) for linked in (model, clip) if linked is not None]
-        resolution = resolve(stack, weight_shapes(model, clip), absent_because="no CLIP is connected")
+        resolution = resolve(stack, weight_shapes(model, clip), absent_because=phrase("R-no-clip-connected"))
         resolution.check(strict=strict)
         pairs = resolution.pairs()
         choices = [choose(patcher_of(linked), own, pairs, mode, strict=strict) for linked, own in changed]

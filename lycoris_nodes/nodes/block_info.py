@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
+from ...lycoris_ops import Stack, blocks_picture, describe_blocks, phrase, survey
 from ..host.page import io, picture_tensor, progress
 from ..host.weights import LoadedWeights
 from ..schema.checks import checked
@@ -37,7 +37,7 @@ class LycorisBlockInfo(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
-        weights = LoadedWeights("the connected model", model, clip)
+        weights = LoadedWeights(phrase("R-connected-model"), model, clip)
         surveyed = survey(stack or Stack(), weights.shapes, read=weights.original, progress=progress(1))
         picture = blocks_picture(surveyed)
         report, shown = describe_blocks(surveyed), picture_tensor(picture.image())

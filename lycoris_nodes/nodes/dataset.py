@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...lycoris_ops import LycorisError, TrainError, paragraph
+from ...lycoris_ops import LycorisError, TrainError, paragraph, phrase
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
 from ..dataset.plan import Encoder, PictureSettings, Shown
@@ -354,8 +354,8 @@ def _hearing(audio_encoder: Any, giving: Given | None, network: Any) -> Encoder:
 def _unmade(family: Family) -> str:
     if family.unmade is None:
         return ""
-    way = f"to train with it, link `positive` through {family.unmade.node}"
-    return f"the model is not given `{family.unmade.setting}`, which no folder has: {way}"
+    way = phrase("R-train-link-positive-through", node=family.unmade.node)
+    return phrase("R-model-not-given-no-folder", setting=family.unmade.setting, way=way)
 
 
 def _text_encoder(clip: Any) -> Encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import Entry, Fingerprint, LycorisError, Stack, extract_adapter, parse_size
+from ...lycoris_ops import Entry, Fingerprint, LycorisError, Stack, extract_adapter, parse_size, phrase
 from ..files.codec import HostCodec
 from ..files.models import LOADED, model_names, model_path
 from ..host.page import io
@@ -91,7 +91,7 @@ class LycorisExtractAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         loaded = (tuned_model, base_model, tuned_clip, base_clip)
         if tuned_file == base_file == LOADED and all(model is None for model in loaded):
-            report = "Nothing was extracted: no models are chosen.\nChoose two files, or connect two models."
+            report = phrase("R-nothing-was-extracted-no-models")
             return with_report(None, report=report, state="nothing")
         adapter = extract_adapter(
             _source("base", base_file, base_model, base_clip),
@@ -125,4 +125,4 @@ def _source(side: str, file: str, model: Any, clip: Any) -> Any:
         raise LycorisError(
             "E-extract-model-ambiguous", side=side, loaded=LOADED, got="both" if connected else "neither"
         )
-    return LoadedWeights(f"the {side} model", model, clip) if connected else model_path(file)
+    return LoadedWeights(phrase("R-model", side=side), model, clip) if connected else model_path(file)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, text_font
+from ...lycoris_ops import LycorisError, phrase, text_font
 from ..host.page import io, picture_tensor
 from ..schema.checks import checked
 from ..schema.inputs import SHAPE, output
@@ -65,7 +65,7 @@ def named(labels: str) -> tuple[list[str], list[str]]:
     first, *rows = labels.splitlines() or [""]
     _, *columns = first.split("\t")
     if not columns:
-        raise LycorisError("E-labels-without-columns", got=labels[:40] or "an empty text")
+        raise LycorisError("E-labels-without-columns", got=labels[:40] or phrase("R-empty-text"))
     return columns, rows
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, Mask, Picture, Stack, mask_picture, parse_spans
+from ...lycoris_ops import LycorisError, Mask, Picture, Stack, mask_picture, parse_spans, phrase
 from ..host.page import io, picture_tensor, shown_picture
 from ..schema.checks import checked
 from ..schema.inputs import (
@@ -108,7 +108,7 @@ class LycorisMask(io.ComfyNode):
         check_strength("outside", outside)
         drawn_mask = Mask(weights, spans, outside, text=text == "whole")
         masked = (stack or Stack()).with_mask(drawn_mask)
-        picture = mask_picture(masked) or Picture("The stack is empty.", [])
+        picture = mask_picture(masked) or Picture(phrase("R-stack-empty"), [])
         drawn = picture.image()
         return io.NodeOutput(masked, picture_tensor(drawn), ui=shown_picture(drawn, cls))
 

@@ -17,6 +17,7 @@ from ...lycoris_ops import (
     merge_methods,
     orthogonal_adapters,
     parse_size,
+    phrase,
 )
 from ..host.page import io
 from ..host.weights import connected_weights
@@ -117,7 +118,7 @@ class LycorisMergeAdapters(io.ComfyNode):
         **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
-            report = NOTHING_MERGED if stack is None else "Nothing was merged: the stack is empty."
+            report = NOTHING_MERGED if stack is None else phrase("R-nothing-was-merged-stack-empty")
             return with_report(stack, report=report, state="nothing")
         name, options = _chosen(method)
         base, fitted = connected_weights(model, clip), fit_options(**fit)
@@ -166,10 +167,7 @@ def not_worth(merged: Adapter) -> str:
     report = merged.report
     if report is None or report.source_size is None or merged.size <= report.source_size:
         return ""
-    return (
-        f"Not merged, the adapters stay as they were: {fit_verdict(merged)[1]}\n"
-        f"To make one adapter all the same, write a size: {EXACT}, rank 16, 50MB or 90%."
-    )
+    return phrase("R-not-merged-adapters-stay-they", merged=fit_verdict(merged)[1], exact=EXACT)
 
 
 def _place(method: tuple[str, Any]) -> tuple[bool, str]:

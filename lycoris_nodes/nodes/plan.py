@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
+from ...lycoris_ops import Plan, parse_size, phrase, plan_picture, plan_ranks, probe
 from ..host.page import io, picture_tensor, progress
 from ..schema.checks import checked
 from ..schema.inputs import (
@@ -170,7 +170,7 @@ class LycorisPlan(io.ComfyNode):
             plan = plan_ranks(measured, size=wanted, algorithms=kinds)
         picture = plan_picture(plan)
         notes = [
-            f"loss {measured.loss:.4g} over {measured.batches} latents",
+            phrase("R-loss-over-latents", loss=measured.loss, batches=measured.batches),
             *expert_in_words(expert, times, because),
             *guidance_in_words(family, positive),
         ]

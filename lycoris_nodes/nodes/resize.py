@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import Adapter, Entry, LycorisError, Stack, parse_size, resize_adapter
+from ...lycoris_ops import Adapter, Entry, LycorisError, Stack, parse_size, phrase, resize_adapter
 from ..host.page import io
 from ..host.weights import connected_weights
 from ..schema.checks import checked
@@ -73,7 +73,7 @@ class LycorisResizeAdapter(io.ComfyNode):
         **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
-            report = NOTHING_RESIZED if stack is None else "Nothing was resized: the stack is empty."
+            report = NOTHING_RESIZED if stack is None else phrase("R-nothing-was-resized-stack-empty")
             return with_report(stack, report=report, state="nothing")
         wanted = parse_size(size)
         base = connected_weights(model, clip)

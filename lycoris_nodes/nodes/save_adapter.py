@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import KEPT, WRITTEN_DIALECTS, Stack, describe_saved, own_dialect, save_adapter
+from ...lycoris_ops import KEPT, WRITTEN_DIALECTS, Stack, describe_saved, own_dialect, phrase, save_adapter
 from ..files.loras import adapter_path
 from ..host.files import shown_path, workflow_metadata
 from ..host.page import io, progress
@@ -90,7 +90,7 @@ class LycorisSaveAdapter(io.ComfyNode):
         if stack is None:
             return with_report(report=NOTHING_SAVED, state="nothing")
         shapes = weight_shapes(model, clip) or None
-        adapter = only_adapter(stack, "an adapter file", shapes)
+        adapter = only_adapter(stack, phrase("R-adapter-file"), shapes)
         asked = None if dialect == AS_IT_IS else dialect
         result = save_adapter(
             adapter,

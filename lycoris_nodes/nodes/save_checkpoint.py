@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import SAFETENSORS, Fingerprint, Stack, describe, merge_checkpoint, verdict
+from ...lycoris_ops import SAFETENSORS, Fingerprint, Stack, describe, merge_checkpoint, phrase, verdict
 from ..files.codec import HostCodec
 from ..files.models import model_names, model_path
 from ..host.files import output_path, shown_path, workflow_metadata
@@ -89,7 +89,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             nonlocal started
             if not started:
                 started = True
-                words = f"Writing {size / 1e6:.1f} MB to {shown_path(path)} ..."
+                words = phrase("R-writing-mb", size=size / 1000000.0, path=shown_path(path))
                 tell_page(MEANWHILE, cls.hidden, text=words)
             bar(done, size)
 
@@ -107,7 +107,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             progress=written,
         )
         saved = replace(result, path=shown_path(result.path))
-        first = f"Saved {saved.path}. "
+        first = f"{phrase('R-saved-2', path=saved.path)} "
         return with_report(
             report=f"{first}{describe(result.resolution, whole=True)}\n\n{saved}",
             brief=f"{first}{describe(result.resolution)}\n\n{saved}",

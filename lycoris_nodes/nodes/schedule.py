@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import CLOCKS, CURVES, Schedule, ScheduleError, Stack
+from ...lycoris_ops import CLOCKS, CURVES, Schedule, ScheduleError, Stack, phrase
 from ..host.page import io
 from ..schema.checks import checked
 from ..schema.inputs import SHAPE, stack_input, stack_output
@@ -81,6 +81,8 @@ class LycorisSchedule(io.ComfyNode):
         schedule = Schedule.parse(curve, clock, None if points is None else wired(points))
         if not schedule:
             raise ScheduleError(
-                "E-schedule-absent", key="curve", got="only comments" if curve.strip() else "an empty text"
+                "E-schedule-absent",
+                key="curve",
+                got=phrase("R-only-comments") if curve.strip() else phrase("R-empty-text"),
             )
         return io.NodeOutput((stack or Stack()).with_schedule(schedule))

@@ -13,6 +13,7 @@ from ...lycoris_ops import (
     block_axis,
     file_axis,
     parse_values,
+    phrase,
     strength_axis,
     strength_grid,
 )
@@ -131,7 +132,7 @@ def second_axis(stack: Stack, row: int, second: Second, values: str, which: str)
     if not which:
         raise LycorisError(
             "E-grid-which-empty",
-            expected="the number of a row" if second == "strength" else "blocks such as out.* or attn",
+            expected=phrase("R-number-row") if second == "strength" else phrase("R-blocks-such-out-or-attn"),
         )
     if second == "strength":
         other = _row(which)
@@ -156,7 +157,9 @@ def repeated(latent: Any, count: int) -> dict[str, Any]:
     if not isinstance(samples, Tensor) or len(samples) != 1:
         raise LycorisError(
             "E-input-latents-several",
-            got=f"a batch of {len(samples)}" if isinstance(samples, Tensor) else type(samples).__name__,
+            got=phrase("R-batch", count=len(samples))
+            if isinstance(samples, Tensor)
+            else type(samples).__name__,
         )
     repeated_values = {
         key: value.repeat(count, *(1 for _ in value.shape[1:]))

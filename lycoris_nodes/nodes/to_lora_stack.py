@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...lycoris_ops import LycorisError, Stack, adapter_tensors, faults_in_comfy, paragraph
+from ...lycoris_ops import LycorisError, Stack, adapter_tensors, faults_in_comfy, paragraph, phrase
 from ..host.files import shown_text
 from ..host.page import ExecutionBlocker, io
 from ..host.weights import weight_shapes
@@ -55,7 +55,7 @@ class LycorisToLoraStack(io.ComfyNode):
     @checked
     def execute(cls, stack: Stack | None = None, model: Any = None, clip: Any = None) -> io.NodeOutput:
         if stack is None:
-            blocked = ExecutionBlocker(f"lora_model: {NOTHING_HANDED}")
+            blocked = ExecutionBlocker(phrase("R-lora-model", nothing_handed=NOTHING_HANDED))
             return with_report([], blocked, report=NOTHING_HANDED, state="nothing")
         shapes = weight_shapes(model, clip) or None
         faults: list[str] = []
@@ -86,5 +86,5 @@ def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
         value = make()
     except LycorisError as error:
         reason = shown_text(str(error))
-        return ExecutionBlocker(f"{name}: {reason}"), f"{name}: cannot be made: {reason}"
+        return ExecutionBlocker(f"{name}: {reason}"), phrase("R-cannot-be-made", name=name, reason=reason)
     return value, f"{name}: {len(value)} {unit}{'' if len(value) == 1 else 's'}"

@@ -16,6 +16,7 @@ from ..changes.operators import Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype, is_finite, shaped, times
+from ..messages import Phrase, phrase
 from .axes import ALPHA, Table, Variant, field_of
 from .checks import (
     MOST_DIMENSIONS,
@@ -170,7 +171,7 @@ class Layer(ABC):
                     name=name,
                     least=least,
                     most_dimensions=MOST_DIMENSIONS,
-                    got=f"{len(found)} dimensions" if found else "[]",
+                    got=Phrase("R-dimensions", {"count": len(found)}) if found else "[]",
                 )
             if name not in cls.table.may_be_empty and 0 in found:
                 raise LayerError("E-tensor-empty", name=name, got=str(list(found)))
@@ -531,7 +532,7 @@ class Layer(ABC):
         return LayerError(
             "E-kind-not-cut-by-rows",
             algorithm=a_layer(self.algorithm),
-            got=" and ".join((f"rows {start} to {stop}" for start, stop in ranges)),
+            got=" and ".join((phrase("R-rows", start=start, stop=stop) for start, stop in ranges)),
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import LayerError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
+from ..messages import Phrase
 
 FACTOR_DTYPES = (
     torch.float64,
@@ -149,7 +150,9 @@ def check_factor(name: str, tensor: Tensor) -> None:
         raise LayerError(
             "E-factor-not-finite",
             key=name,
-            got=f"{bad} of {tensor.numel()} values" if bad else f"values above {MOST_SCALE:.3g}",
+            got=Phrase("R-values", {"bad": bad, "numel": tensor.numel()})
+            if bad
+            else Phrase("R-values-above", {"most_scale": MOST_SCALE}),
         )
 
 

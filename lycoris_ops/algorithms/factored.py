@@ -19,6 +19,7 @@ from ..maths.dora import changed_lengths, dora_factor, learned_changed, learned_
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core
+from ..messages import phrase
 from .axes import BIASES
 from .base import Layer, axis_of, cut
 from .checks import vector
@@ -220,7 +221,7 @@ class Factored(Trained):
             raise LayerError(
                 "E-dora-magnitude-misfits-weight",
                 got=str(list(magnitude)),
-                expected=" or ".join(f"{size} values" for size in met[:2]),
+                expected=" or ".join(phrase("R-values-2", size=size) for size in met[:2]),
             )
         return axis
 

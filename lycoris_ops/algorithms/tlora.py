@@ -13,6 +13,7 @@ from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.decompositions import singular
 from ..maths.tensors import is_finite
+from ..messages import Phrase
 from .axes import Table
 from .base import Layer
 from .checks import scale
@@ -86,6 +87,6 @@ class Tlora(Layer):
             raise LayerError(
                 "E-tlora-start-unknown",
                 starts=" or ".join(STARTS),
-                got=f"sig_type = {self.sig_type}" if self.sig_type else "no sig_type",
+                got=f"sig_type = {self.sig_type}" if self.sig_type else Phrase("R-no-sig-type"),
             )
         return STARTS[self.sig_type]

@@ -39,7 +39,7 @@ from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, check_other, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
-from ..messages import number_of
+from ..messages import phrase
 from ..patch.plan import patch_
 from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
@@ -75,13 +75,12 @@ class MergeResult:
         """What was written, in words. `describe(resolution)` reports on the adapters."""
         left = sum(entry.left_out for entry in self.resolution.entries if not entry.entry.off)
         return (
-            f"{Path(self.path).name}: {number_of(self.merged, 'weight')} merged, "
-            f"{number_of(self.copied, 'tensor')} kept, "
-            + (f"{number_of(left, 'layer')} of the adapters left out, " if left else "")
-            + f"{self.size / 1e6:.1f} MB\n{self.path}"
-            + "".join(f"\n{key} has other values than the adapter was trained on" for key in self.strange)
+            f"{phrase('R-merged-kept', name=Path(self.path).name, merged=self.merged, copied=self.copied)} "
+            + (f"{phrase('R-adapters-left-out', left=left)} " if left else "")
+            + phrase("R-mb", size=self.size / 1000000.0, path=self.path)
+            + "".join(f"\n{phrase('R-has-other-values-than-adapter', key=key)}" for key in self.strange)
             + "".join(
-                f"\n{key} is the weight of {other} too, which changes with it"
+                f"\n{phrase('R-weight-too-changes', key=key, other=other)}"
                 for key, other in self.shared.items()
             )
         )
@@ -123,13 +122,13 @@ def merge_checkpoint(
     have, and WriteError where the file cannot be written.
     """
     Stack.check(stack)
-    stack.check_constant("be merged into a file")
+    stack.check_constant(phrase("R-be-merged-into-file"))
     base = ModelFile.open(base_path)
     destination = destination_of(base, out_path)
     destination.check(base, overwrite=overwrite)
     for path in (entry.adapter.path for entry in stack if os.path.isabs(entry.adapter.path)):
         for file in destination.files:
-            check_other(file, path, "an adapter of the stack")
+            check_other(file, path, phrase("R-adapter-stack"))
     quantised, unread = quantised_in(base, codec)
     shapes = {key: info.shape for key, info in base.tensors.items()}
     views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
@@ -280,7 +279,7 @@ class _Merge:
             written, shape = info.dtype, info.shape
             weight = self.quantised.get(self.changed.get(name, ""))
             if weight is not None:
-                self._check_size(FileSlot(weight.key), weight.shape, "a quantised weight")
+                self._check_size(FileSlot(weight.key), weight.shape, phrase("R-quantised-weight"))
                 written = weight.parts[name]
             elif name in self.plain:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
@@ -303,7 +302,7 @@ class _Merge:
             file=self.base.path,
             key=key,
             got=stored_as(self.base.tensors[key].dtype, self.unread.get(key)),
-            expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
+            expected=", ".join((*FLOATS, *(phrase("R-without-scales", name=name) for name in FLOAT8))),
         )
 
     def _check_size(self, slot: FileSlot, shape: Shape, what: str) -> None:
@@ -421,7 +420,7 @@ class _Merge:
 
 def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, FileView]) -> Resolution:
     known = {**shapes, **{name: view.shape for name, view in views.items()}}
-    return resolve(stack, known, absent_because="the file does not hold it", oriented=True)
+    return resolve(stack, known, absent_because=phrase("R-file-does-not-hold"), oriented=True)
 
 
 def _check_whole(resolution: Resolution) -> None:

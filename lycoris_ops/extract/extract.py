@@ -23,7 +23,7 @@ from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite, largest
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
@@ -73,8 +73,8 @@ def extract_adapter(
     making["dtype"] = making.get("dtype") or DTYPE
     settings = FitSettings(size, algorithm, **making)
     before, after = (
-        weights_of(base, codec, name="the base model"),
-        weights_of(tuned, codec, name="the tuned model"),
+        weights_of(base, codec, name=phrase("R-base-model")),
+        weights_of(tuned, codec, name=phrase("R-tuned-model")),
     )
     pairs = pairs_of(before, after)
     if strict:
@@ -93,7 +93,9 @@ def extract_adapter(
     text = metadata_of({}, turned, recipe, "source_recipe")
     with located(file=after.name):
         layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
-    adapter = Adapter.of(layers, name=name or f"{stem_of(short_name(after.name))}-extracted", metadata=text)
+    adapter = Adapter.of(
+        layers, name=name or phrase("R-extracted", name=stem_of(short_name(after.name))), metadata=text
+    )
     report = replace(report, missing=_missing(pairs), notes=(*_notes(pairs), *report.notes))
     return replace(adapter, report=report)
 
@@ -182,7 +184,7 @@ def _check_same(pairs: Pairs, after: Weights) -> None:
 def _missing(pairs: Pairs) -> tuple[str, ...]:
     lines: list[str] = []
     for what, keys in pairs.differences():
-        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        more = f" {phrase('R-more-3', count=len(keys) - NAMED)}" if len(keys) > NAMED else ""
         lines.append(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}{more}")
     return tuple(lines)
 
@@ -191,4 +193,4 @@ def _notes(pairs: Pairs) -> list[str]:
     if not pairs.others:
         return []
     others = number_of(pairs.others, "tensor belongs to a part", "tensors belong to parts")
-    return [f"{others} that adapters do not change, such as the VAE"]
+    return [phrase("R-adapters-do-not-change-such", others=others)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import MatchError
 from ..files.weights import Weights
 from ..maths.shapes import Shape
+from ..messages import phrase
 from ..names.dialects.pipelines import UNET
 from ..names.relation import Relation
 from ..names.targets import HOST_ENCODERS, Target, host_name
@@ -135,7 +136,10 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
             file=tuned.name,
             name=base.name,
             got="; ".join(
-                (f"{len(keys)} {what}, such as {keys[0]}" for what, keys in pairs_found.differences())
+                (
+                    phrase("R-such", count=len(keys), what=what, keys=keys[0])
+                    for what, keys in pairs_found.differences()
+                )
             ),
         )
     return pairs_found

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..errors import LycorisError
+from ..messages import phrase
 
 T = TypeVar("T")
 Tensors = Mapping[str, Tensor]
@@ -35,7 +36,7 @@ class TensorCache:
     def __init__(self, max_bytes: int | Callable[[], int]) -> None:
         self._bound = max_bytes
         if not callable(max_bytes) and max_bytes < 0:
-            raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
+            raise ValueError(phrase("R-max-bytes-must-not-be", max_bytes=max_bytes))
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = RLock()

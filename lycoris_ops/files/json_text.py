@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from ..messages import phrase
 from .bounds import MAX_BRACKETS, MAX_COMMAS, MAX_JSON, MAX_QUOTES
 
 
@@ -45,12 +46,12 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
         with collector_paused():
             return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(phrase("R-nested-too-deeply")) from None
 
 
 def _check(count: int, what: str, most: int) -> None:
     if count > most:
-        raise ValueError(f"{count} {what}, where at most {most} are read")
+        raise ValueError(phrase("R-where-at-most-read", count=count, what=what, most=most))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,6 +63,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table.clear()
     for key, value in pairs:
         if key in table:
-            raise ValueError(f"the key {key!r} is given twice")
+            raise ValueError(phrase("R-key-given-twice", key=key))
         table[key] = value
     return table

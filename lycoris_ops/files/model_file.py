@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ..errors import FileFormatError, WriteError
+from ..messages import Phrase, phrase
 from .bounds import MAX_JSON
 from .cache import TensorCache
 from .json_text import parse_json
@@ -118,7 +119,7 @@ def _model_in(folder: Path) -> Path:
     raise FileFormatError(
         "E-folder-holds-several-models" if candidates else "E-folder-holds-no-model",
         file=str(folder),
-        got=", ".join(candidates or other) or "neither an index nor a safetensors file",
+        got=", ".join(candidates or other) or Phrase("R-neither-index-nor-safetensors-file"),
     )
 
 
@@ -130,12 +131,12 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
     hint = "The index is damaged: download or save the model again"
     try:
         if fingerprint.size > MAX_JSON:
-            raise ValueError(f"{fingerprint.size} bytes, where at most {MAX_JSON} are read")
+            raise ValueError(phrase("R-bytes-where-at-most-read", size=fingerprint.size, max_json=MAX_JSON))
         read: Any = parse_json(text, unique=True)
         weight_map: Any = read["weight_map"]
         metadata: Any = read.get("metadata") or {}
         if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
-            raise ValueError("no table of tensors")
+            raise ValueError(phrase("R-no-table-tensors"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
             "E-index-damaged", file=fingerprint.path, name=type(error).__name__, error=error, hint=hint
@@ -173,5 +174,5 @@ def _disagree(code: str, index: Index, key: str, first: str, second: str | None)
         code,
         file=index.fingerprint.path,
         key=key,
-        got=f"{first} and {second}" if second else first,
+        got=Phrase("R-and-3", {"first": first, "second": second}) if second else first,
     )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FileFormatError
+from ..messages import Phrase, phrase
 from .bounds import MAX_MADE, MAX_MEMBERS, MAX_NESTED, MAX_PICKLE, MAX_SHARING, MAX_STEPS
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, dtype_name
@@ -232,10 +233,10 @@ def _described(name: str, entry: Any, path: str) -> TensorInfo:
             "E-entry-not-plain-tensor",
             file=path,
             key=name,
-            got=f"a tensor of dtype {dtype_name(entry.dtype)}"
+            got=Phrase("R-tensor-dtype", {"dtype": dtype_name(entry.dtype)})
             if isinstance(entry, Tensor)
             else type(entry).__name__,
-            expected="a tensor of " + ", ".join(map(dtype_name, DTYPE_NAMES)),
+            expected=f"{phrase('R-tensor')} " + ", ".join(map(dtype_name, DTYPE_NAMES)),
         )
     return TensorInfo.of(entry)
 

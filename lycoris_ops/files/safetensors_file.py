@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, WriteError
+from ..messages import Phrase
 from .bounds import MAX_JSON, MAX_METADATA
 from .dtypes import DTYPES, ITEM_BITS
 from .json_text import collector_paused, parse_json
@@ -86,7 +87,7 @@ class SafetensorsFile(DiskFile):
             raise FileFormatError(
                 "E-file-not-streamable",
                 file=str(path),
-                got=ending or "no ending",
+                got=ending or Phrase("R-no-ending"),
                 expected=" or ".join(SAFETENSORS),
             )
         return cls.open(path)

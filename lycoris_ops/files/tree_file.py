@@ -17,6 +17,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ..errors import FileFormatError, WriteError
+from ..messages import phrase
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES
 from .json_text import parse_json
@@ -87,7 +88,7 @@ class TreeForm:
                 )
             sums = table.get("crc32", {})
             if sums and _sum_of_tree(tree) != sums[""]:
-                raise ValueError("the checksum of its values differs")
+                raise ValueError(phrase("R-checksum-values-differs"))
             return unpacked(tree, file, sums)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileFormatError(
@@ -141,7 +142,7 @@ class _Checked:
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors[name]
         if self.sums and _sum_of(tensor) != self.sums[name]:
-            raise ValueError(f"the checksum of its tensor {name} differs")
+            raise ValueError(phrase("R-checksum-tensor-differs", name=name))
         return tensor
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import PIECE
+from ..messages import phrase
 from .cache import TensorCache
 from .dtypes import DTYPES, FLOAT8, FLOATS
 from .model_file import ModelFile
@@ -109,7 +110,7 @@ class FileWeights:
                 file=self.name,
                 key=key,
                 got=stored_as(self.file.tensors[key].dtype, self._unread.get(key)),
-                expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
+                expected=", ".join((*FLOATS, *(phrase("R-without-scales", name=name) for name in FLOAT8))),
             )
         # Weights are read once, and would evict adapters from a cache.
         if weight is None or self._codec is None:

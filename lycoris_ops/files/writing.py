@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from torch import Tensor
 
 from ..errors import WriteError
-from ..messages import either
+from ..messages import Phrase, either
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, ITEM_BITS
 from .safetensors_file import encode_header, raw_bytes
@@ -295,7 +295,7 @@ def safetensors_path(path: str | os.PathLike[str]) -> Path:
         raise WriteError(
             "E-file-not-safetensors",
             file=str(target),
-            got=target.suffix or "no ending",
+            got=target.suffix or Phrase("R-no-ending"),
             expected=either(SAFETENSORS),
         )
     return target

@@ -26,7 +26,7 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, fetched, largest
-from ..messages import number_of
+from ..messages import phrase
 from ..ranks.allocate import NOTHING, Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
@@ -183,7 +183,9 @@ class _Engine:
         stays = ""
         if self.own == len(self.sources):
             smaller = self.settings.never_larger
-            stays = "nothing smaller keeps as much" if smaller else "no layer is larger than was asked for"
+            stays = (
+                phrase("R-nothing-smaller-keeps-much") if smaller else phrase("R-no-layer-larger-than-was")
+            )
         rows = tuple(self.rows[name] for name in self.layers)
         report = FitReport(rows, self.left_out, self.lost, notes=tuple(self._notes(rows)), stays=stays)
         return self.layers, report
@@ -392,9 +394,9 @@ class _Engine:
         elif not source.shape or row.energy == 0.0:
             self.left_out[source.name] = UNCHANGED
         elif not candidates:
-            self.left_out[source.name] = "because it is only rounding of the sources"
+            self.left_out[source.name] = phrase("R-because-only-rounding-sources")
         else:
-            self.left_out[source.name] = "because its energy is not worth its size"
+            self.left_out[source.name] = phrase("R-because-energy-not-worth-size")
             self.lost += row.energy
         self.steps.step()
 
@@ -429,17 +431,11 @@ class _Engine:
     def _notes(self, rows: Iterable[FitRow]) -> Iterable[str]:
         if self.stayed:
             kind = self.settings.algorithm
-            yield (
-                f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: no "
-                f"{kind} is smaller and keeps as much. Give a rank, a size or a share to convert them too"
-            )
+            yield (phrase("R-no-smaller-keeps-much-give", count=len(self.stayed), kind=kind))
         rank = self.settings.rank
         lower = [row for row in rows if rank and row.rank is not None and row.rank < rank]
         if lower:
-            yield (
-                f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
-                "their changes have no higher one"
-            )
+            yield (phrase("R-lower-rank-than-their-changes", count=len(lower), rank=rank))
 
 
 def on_cpu(layer: Layer) -> Layer:

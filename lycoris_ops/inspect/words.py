@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algorithms.checks import of_rank
 from ..errors import printable
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..report.words import few, paragraph, plain_name, unmeasured
 from .measure import Examination, LayerMeasure
 
@@ -29,7 +29,7 @@ def describe_examination(found: Examination) -> str:
         texts.append(_pairs(found))
     if found.left_out:
         left = number_of(len(found.left_out), "layer has", "layers have")
-        texts.append(f"{left} no place in the model, and are not measured")
+        texts.append(phrase("R-no-place-model-not-measured", left=left))
     return "\n\n".join(texts)
 
 
@@ -43,7 +43,9 @@ def examination_verdict(examined: Examination) -> str:
         if ranks and enough and 2 * enough <= median(ranks):
             spare.setdefault(enough, []).append(plain_name(name))
     return printable(
-        " ".join([first, *(f"Rank {rank} is enough for {few(names)}." for rank, names in spare.items())])
+        " ".join(
+            [first, *(phrase("R-rank-enough", rank=rank, names=few(names)) for rank, names in spare.items())]
+        )
     )
 
 
@@ -55,25 +57,25 @@ def _meeting(examined: Examination) -> str:
     if abs(value) < UNRELATED:
         count = len(examined.entries)
         number = NUMBERS[count - 2] if count - 2 < len(NUMBERS) else str(count)
-        return f"These {number} do not disturb each other."
+        return phrase("R-these-do-not-disturb-each", number=number)
     names = " and ".join(plain_name(examined.names[entry]) for entry in strongest)
     near = _nearest(examined, *strongest)
-    most = f", most in {near}" if near else ""
+    most = phrase("R-most-2", near=near) if near else ""
     if value < 0:
-        return f"{names} work against each other: cosine {value:.2f}{most}."
+        return phrase("R-work-against-each-other-cosine", names=names, value=value, most=most)
     if value < SAME:
-        return f"{names} overlap: cosine {value:.2f}{most}."
-    return f"{names} do much the same: cosine {value:.2f}. Together they need lower strengths."
+        return phrase("R-overlap-cosine", names=names, value=value, most=most)
+    return phrase("R-do-much-same-cosine-together", names=names, value=value)
 
 
 def _where(examined: Examination) -> str:
     norms = examined.norms(0)
     total = sum(norm**2 for norm in norms.values())
-    changed = f"{plain_name(examined.names[0])} changes {number_of(len(examined.layers), 'weight')}"
+    changed = phrase("R-changes", names=plain_name(examined.names[0]), count=len(examined.layers))
     block = max(norms, key=lambda name: norms[name], default="")
     if len(norms) < 2 or not total:
         return f"{changed}."
-    return f"{changed}, most in {block} ({norms[block] ** 2 / total:.0%})."
+    return phrase("R-most", changed=changed, block=block, norms=norms[block] ** 2 / total)
 
 
 def _adapter(examined: Examination, entry: int) -> str:
@@ -82,7 +84,7 @@ def _adapter(examined: Examination, entry: int) -> str:
     total = sum(norm * norm for norm in norms.values()) ** 0.5
     kinds = Counter(of_rank(layer.algorithm, layer.rank) for layer in own)
     lines = [
-        f"{examined.names[entry]}: {number_of(len(own), 'weight')} changed, norm {total:.4g}",
+        phrase("R-changed-norm", names=examined.names[entry], count=len(own), total=total),
         "  " + ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
         *unmeasured(examined.entries[entry]),
     ]
@@ -90,12 +92,13 @@ def _adapter(examined: Examination, entry: int) -> str:
         middle = median(layer.effective for layer in ranked)
         ninety, most = (median(layer.rank_of(share) for layer in ranked) for share in (0.9, 0.99))
         lines.append(
-            f"  medians: effective rank {middle:.1f}, 90 % of the energy at rank {ninety:.0f}, 99 % at "
-            f"{most:.0f}"
+            f"  {phrase('R-medians-effective-rank-90-energy', middle=middle, ninety=ninety, most=most)}"
         )
     related = any(layer.weight for layer in own)
     wide = max(map(len, examined.blocks), default=0)
-    lines.append(f"  {'block':{wide}}  {'norm':>9}  {'share':>6}" + ("  of the weights" if related else ""))
+    lines.append(
+        f"  {'block':{wide}}  {'norm':>9}  {'share':>6}" + (f"  {phrase('R-weights')}" if related else "")
+    )
     for block in examined.blocks:
         norm = norms.get(block, 0.0)
         if norm == 0.0:
@@ -120,23 +123,23 @@ def _strength(layer: LayerMeasure) -> float:
 
 
 def _shown(layer: LayerMeasure) -> str:
-    return f"{layer.norm:.3g}" if layer.relative is None else f"{layer.relative:.2%} of its weight"
+    return f"{layer.norm:.3g}" if layer.relative is None else phrase("R-weight", relative=layer.relative)
 
 
 def _pairs(examined: Examination) -> str:
     cosines = examined.cosines()
-    lines = ["Pairs of adapters"]
+    lines = [phrase("R-pairs-adapters")]
     signs = examined.disagreement() if examined.conflicts else None
     for first in range(len(examined.entries)):
         for other in range(first + 1, len(examined.entries)):
-            names = f"{examined.names[first]} and {examined.names[other]}"
-            line = f"  {names}: cosine {float(cosines[first, other]):.4f}"
+            names = phrase("R-and", names=examined.names[first], names_2=examined.names[other])
+            line = f"  {phrase('R-cosine', names=names, cosines=float(cosines[first, other]))}"
             if signs is not None:
-                line += f", {float(signs[first, other]):.1%} of the values in opposite directions"
+                line += phrase("R-values-opposite-directions", signs=float(signs[first, other]))
             near = _nearest(examined, first, other)
-            lines.append(line + (f"; most in {near}" if near else ""))
-    keeping = f"  strengths times {examined.keeping():.3g}"
-    lines.append(f"{keeping}: the sum is as large as the largest change alone")
+            lines.append(line + (phrase("R-most-3", near=near) if near else ""))
+    keeping = f"  {phrase('R-strengths-times', keeping=examined.keeping())}"
+    lines.append(phrase("R-sum-large-largest-change-alone", keeping=keeping))
     return paragraph(lines)
 
 

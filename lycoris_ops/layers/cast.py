@@ -32,11 +32,11 @@ def cast_layer(
         factor = cast[field_of(suffix)] = value.to("cpu", dtype).contiguous()
         if not is_finite(factor):
             raise error(
-                "a factor does not fit the requested dtype",
+                "E-factor-too-large-for-dtype",
                 file=file,
                 key=key and f"{key}.{suffix}",
-                got=f"values up to {value.abs().max().item():.3g}",
-                expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
-                hint="Ask for bfloat16 or float32",
+                most=value.abs().max().item(),
+                largest=torch.finfo(dtype).max,
+                dtype=dtype_name(dtype),
             )
     return layer.with_tensors(cast)

@@ -17,7 +17,7 @@ from ..algorithms.factored import DORA, Factored
 from ..errors import LayerError
 from ..maths.shapes import Rows
 from ..maths.tensors import promoted, times
-from ..messages import either
+from ..messages import either, phrase
 
 Pieces = Sequence[tuple[Layer, Rows]]
 """Layers of one kind, each with the range of rows that it changes."""
@@ -87,7 +87,7 @@ def _join_of(pieces: Pieces) -> Join:
 def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
     return LayerError(
         "E-kinds-not-joinable",
-        got=layer.algorithm + (" with DoRA" if DORA in layer.tensors() else ""),
+        got=layer.algorithm + (f" {phrase('R-dora')}" if DORA in layer.tensors() else ""),
         expected=expected,
     )
 

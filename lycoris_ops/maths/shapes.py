@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..messages import phrase
+
 Shape = tuple[int, ...]
 """The size of a tensor along each axis."""
 
@@ -34,7 +36,7 @@ def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> 
     peft 0.21, Apache-2.0).
     """
     if dimension < 1 or factor == 0 or factor < -1:
-        raise ValueError(f"cannot factor {dimension} by {factor}: both must be positive (or factor -1)")
+        raise ValueError(phrase("R-cannot-factor-both-must-be", dimension=dimension, factor=factor))
     if factor > 0 and dimension % factor == 0:
         split = factor, dimension // factor
         return (min(split), max(split)) if ordered else split

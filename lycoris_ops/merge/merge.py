@@ -24,7 +24,7 @@ from ..fit.engine import Prepare, Source, exact_layers, expected, fit_layers
 from ..fit.settings import SAME, FitSettings
 from ..maths.decompositions import Pause
 from ..maths.tensors import CPU
-from ..messages import number_of
+from ..messages import phrase
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport
@@ -171,7 +171,7 @@ class _Merging:
         stack = Stack(
             Entry(*cast("tuple[Adapter, float]", item)) if isinstance(item, tuple) else item for item in each
         )
-        stack.check_constant("be merged with others")
+        stack.check_constant(phrase("R-be-merged-others"))
         self.entries = [entry for entry in stack if not entry.off]
         self.method = method_of(method)
         self.options = self.method.checked(options)
@@ -184,7 +184,7 @@ class _Merging:
     def _check(self) -> None:
         least, most = self.method.adapters
         if not least <= len(self.entries) <= most:
-            wanted = f"{least} adapters" if least == most else f"at least {least}"
+            wanted = phrase("R-adapters", least=least) if least == most else phrase("R-at-least", least=least)
             raise LycorisError(
                 "E-merge-count-unusable", name=self.method.name, count=len(self.entries), expected=wanted
             )
@@ -201,7 +201,7 @@ class _Merging:
             name=name,
             shape=shape,
             read=partial(read, name),
-            before=self.matched.info(*layers[0]).words if count == 1 else f"{count} changes",
+            before=self.matched.info(*layers[0]).words if count == 1 else phrase("R-changes-2", count=count),
             dtype=reduce(torch.promote_types, dtypes),
             only="norm" if len(shape) == 1 else None,
         )
@@ -292,14 +292,11 @@ class _Merging:
         return replace(adapter, report=report)
 
     def _notes(self) -> Iterator[str]:
-        yield f"merged by {self.method.name}: {self.method.source}"
+        yield phrase("R-merged", name=self.method.name, source=self.method.source)
         layers = self.matched.layers
         alone = sum(len(self.matched.changing(name)) < len(self.entries) for name in layers)
         if alone:
-            yield (
-                f"{alone} of {number_of(len(layers), 'layer')} not in every adapter; averages and "
-                "counts there are over those that have them"
-            )
+            yield (phrase("R-not-every-adapter-averages-counts", alone=alone, count=len(layers)))
 
 
 def _bias(forms: Sequence[Additive]) -> Tensor | None:

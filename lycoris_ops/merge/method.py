@@ -9,6 +9,7 @@ from typing import Any
 
 from ..changes.forms import Additive
 from ..errors import LycorisError
+from ..messages import phrase
 from .deltas import Deltas
 
 Options = Mapping[str, Any]
@@ -85,7 +86,7 @@ class MergeMethod:
                     "E-merge-option-unknown",
                     method=self.name,
                     option=name,
-                    expected=", ".join(known) or "no options",
+                    expected=", ".join(known) or phrase("R-no-options"),
                 )
             known[name].check(value)
         return {name: options.get(name, option.default) for name, option in known.items()}

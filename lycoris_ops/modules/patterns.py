@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import RuleError
 from ..expressions import of_one_text
+from ..messages import phrase
 from ..rules.patterns import Pattern
 
 
@@ -33,10 +34,10 @@ def check_used(
         "E-pattern-matches-nothing",
         what=what,
         got=pattern.text,
-        expected=f"one that matches, such as {' or '.join(near)}" if near else None,
-        hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}"
+        expected=phrase("R-one-matches-such", value=" or ".join(near)) if near else None,
+        hint=phrase("R-cannot-be-adapted", value=refused[0] or "The model itself", refused=refused[1])
         if refused
-        else f"A pattern must match a whole path: *.{pattern.text} matches every path that ends in it"
+        else phrase("R-pattern-must-match-whole-path", text=pattern.text)
         if inner
         else None,
     )

@@ -16,6 +16,7 @@ from itertools import chain, islice, product
 
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape
+from ..messages import phrase
 from .dialects import Component, write_of
 from .dialects.pipelines import UNET, Components
 from .layer_name import LayerName
@@ -80,7 +81,7 @@ class LookedUp:
                     "E-name-ambiguous",
                     file=file,
                     key=layer,
-                    got=" and ".join(named) + (" and more" if len(rivals) > NAMED else ""),
+                    got=" and ".join(named) + (f" {phrase('R-more-4')}" if len(rivals) > NAMED else ""),
                 )
             targets_of[layer] = rivals[0] if rivals else ()
         return targets_of

@@ -21,6 +21,7 @@ from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
 from ..errors import MatchError
 from ..maths.shapes import Extent, Rows, Shape
+from ..messages import phrase
 from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName
@@ -156,7 +157,9 @@ def _component(said: LayerName) -> str | None:
     """The component of a model that a name states; None where it states none."""
     if said.component != "te":
         return said.component
-    return f"text encoder {said.path.partition('.')[0] if said.encoder is None else said.encoder}"
+    return phrase(
+        "R-text-encoder-2", partition=said.path.partition(".")[0] if said.encoder is None else said.encoder
+    )
 
 
 def _needs_model(file: str, said: LayerName, dialect: str, relation: Relation | None) -> MatchError:
@@ -169,19 +172,20 @@ def _needs_model(file: str, said: LayerName, dialect: str, relation: Relation | 
         file=file,
         key=name,
         dialect=dialect,
-        got=", ".join(sorted(filter(None, (*targets.components, *targets.encoders)))) or "an unknown model",
-        expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
-        hint="The adapter was made for another model"
+        got=", ".join(sorted(filter(None, (*targets.components, *targets.encoders))))
+        or phrase("R-unknown-model"),
+        expected=phrase("R-layer-such-2", near=near) if near else phrase("R-model-adapter-was-made"),
+        hint=phrase("R-adapter-was-made-another-model")
         if targets.has_component(said)
-        else "Give every part that the adapter changes: the diffusion model and the text encoders",
+        else phrase("R-give-every-part-adapter-changes"),
     )
 
 
 def _another(dialect: str) -> str:
     """The hint where a dialect has no name for a layer."""
     if dialect == KEPT:
-        return "Leave the dialect out: then the layers keep their names"
-    return f"Write it as {KEPT}, which has the model's own names, or leave the dialect out"
+        return phrase("R-leave-dialect-out-then-layers")
+    return phrase("R-write-has-model-s-own", kept=KEPT)
 
 
 def _check_fit(file: str, name: str, layer: Sized, meaning: Meaning, targets: Targets) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from ..algorithms import Layer
+from ..messages import phrase
 from .config import (
     PURPOSE,
     SELECTING,
@@ -143,10 +144,10 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     tables = {component: table for component, table in components.items() if "r" in table}
     if not tables or len(tables) > MOST_COMPONENTS:
         raise unreadable(
-            "it does not say which parts of a model it is for",
+            phrase("R-does-not-say-parts-model"),
             file,
-            got=f"{len(tables)} parts with a rank",
-            expected=f"r and lora_alpha of 1 to {MOST_COMPONENTS} parts",
+            got=phrase("R-parts-rank", count=len(tables)),
+            expected=phrase("R-r-lora-alpha-1-parts", most_components=MOST_COMPONENTS),
         )
     return {
         component: _config(table, file, f"{component}." if component else "")
@@ -171,11 +172,13 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     fields = Fields(table, path, prefix)
     name = fields.text("peft_type", "")
     if name in UNREAD:
-        raise fields.error("peft_type", f"it is {not_read(UNREAD[name])}", name, ", ".join(KINDS))
+        raise fields.error(
+            "peft_type", phrase("R-it-is", unread=not_read(UNREAD[name])), name, ", ".join(KINDS)
+        )
     # Without a kind it is read as LoRA, the most usual.
     kind = KINDS.get(name) if name else LoraConfig
     if kind is None:
-        raise fields.error("peft_type", "this kind is unknown", name, ", ".join(KINDS))
+        raise fields.error("peft_type", phrase("R-kind-unknown"), name, ", ".join(KINDS))
     kind.check(fields)
     named = fields.texts("modules_to_save")
     named = (named,) if isinstance(named, str) else named

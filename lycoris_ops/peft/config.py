@@ -25,6 +25,7 @@ from ..algorithms.axes import ALPHA, DIFF_B, SET_BIAS
 from ..algorithms.factored import DORA, SPARSE
 from ..errors import LayerError
 from ..maths.shapes import Shape
+from ..messages import phrase
 from . import patterns
 from .fields import Fields
 
@@ -199,14 +200,14 @@ class Config(ABC, Generic[W]):
             if name in cls.refused:
                 refusal = cls.refused[name]
                 if refusal.matters(value):
-                    raise fields.error(name, refusal.why, value, "a file without it", refusal.hint)
+                    raise fields.error(name, refusal.why, value, phrase("R-file-without"), refusal.hint)
             elif newer and name not in known and _switches_on(value):
                 raise fields.error(
                     name,
-                    "this field is from a newer release of PEFT, and its meaning is unknown",
+                    phrase("R-field-from-newer-release-peft"),
                     value,
-                    f"fields of PEFT {'.'.join(map(str, KNOWN_RELEASE))} or before",
-                    "Take the field out of the file if it has no effect on the trained adapter",
+                    phrase("R-fields-peft-or-before", value=".".join(map(str, KNOWN_RELEASE))),
+                    phrase("R-take-field-out-file-if"),
                 )
 
     def rank_at(self, path: str) -> int | None:
@@ -407,7 +408,12 @@ def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callabl
     for member in members:
         other = value_of(member.wanted)
         if other != value:
-            raise ConflictError("E-peft-values-mixed", member, f"{other} beside {value}", needed=needed)
+            raise ConflictError(
+                "E-peft-values-mixed",
+                member,
+                phrase("R-beside", other=other, value=value),
+                needed=needed,
+            )
     return value
 
 

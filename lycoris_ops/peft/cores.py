@@ -11,6 +11,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.axes import SET_BIAS
 from ..errors import LayerError
+from ..messages import phrase
 from .config import LORA_ONLY, ConfiguredLayer, ConflictError, Module, WantedRank, plain_tensors
 
 
@@ -56,5 +57,5 @@ def common_core(members: Sequence[ConfiguredLayer[C]], module: Module) -> bool:
     for member in members:
         without = member.wanted.needs_core and not member.wanted.tucker
         if tucker and without and module.kernels.get(member.path, 1) > 1:
-            raise ConflictError("E-peft-tucker-mixed", member, "no core")
+            raise ConflictError("E-peft-tucker-mixed", member, phrase("R-no-core"))
     return tucker

@@ -10,6 +10,7 @@ from typing import Any, cast
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
 from ..files.json_text import parse_json
+from ..messages import phrase
 
 MOST_COMPONENTS = 64
 """The most components of a pipeline that one metadata entry may describe. Pipelines have up to five."""
@@ -37,9 +38,11 @@ def parsed(text: str, file: str) -> dict[str, Any]:
     try:
         table: Any = parse_json(text)
     except ValueError as error:
-        raise unreadable("it is not JSON", file, got=str(error)[:SHOWN], expected="a JSON table") from error
+        raise unreadable(
+            phrase("R-not-json"), file, got=str(error)[:SHOWN], expected="a JSON table"
+        ) from error
     if not isinstance(table, dict):
-        raise unreadable("it is not a table", file, got=_shown(table), expected="a JSON table")
+        raise unreadable(phrase("R-not-table"), file, got=_shown(table), expected="a JSON table")
     return cast("dict[str, Any]", table)
 
 
@@ -90,13 +93,13 @@ class Fields:
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name, default)
         if not isinstance(value, bool):
-            raise self.error(name, "it is not a flag", value, "true or false")
+            raise self.error(name, phrase("R-not-flag"), value, phrase("R-true-or-false"))
         return value
 
     def text(self, name: str, default: str) -> str:
         value = self._value(name, default)
         if not isinstance(value, str):
-            raise self.error(name, "it is not a text", value, "a text")
+            raise self.error(name, phrase("R-not-text"), value, "a text")
         return value
 
     def texts(self, name: str) -> tuple[str, ...] | str:
@@ -107,7 +110,7 @@ class Fields:
         if not isinstance(value, list | tuple) or not all(
             isinstance(text, str) for text in cast("list[Any]", value)
         ):
-            raise self.error(name, "it is not a list of texts", value, "a list of texts, or one text")
+            raise self.error(name, phrase("R-not-list-texts"), value, phrase("R-list-texts-or-one-text"))
         return tuple(cast("list[str]", value))
 
     def numbers(self, name: str) -> dict[str, float]:
@@ -125,7 +128,10 @@ class Fields:
         for key, rows in lists.items():
             if not isinstance(rows, list):
                 raise self.error(
-                    name, f"it holds no list in the entry {_shown(key)}", rows, "a list of row numbers"
+                    name,
+                    phrase("R-holds-no-list-entry", key=_shown(key)),
+                    rows,
+                    phrase("R-list-row-numbers"),
                 )
         return {
             key: tuple(self._integer(name, row, 0, MOST_ROWS, key) for row in rows)
@@ -144,18 +150,18 @@ class Fields:
             return value
         if default is None:
             raise unreadable(
-                "it is missing",
+                phrase("R-missing"),
                 self.file,
                 key=f"{self._prefix}{name}",
-                got="no such field",
-                expected="r and lora_alpha (or alpha)",
+                got=phrase("R-no-such-field"),
+                expected=phrase("R-r-lora-alpha-or-alpha"),
             )
         return default
 
     def _entries(self, name: str) -> list[tuple[str, Any]]:
         value = self._value(name, {})
         if not isinstance(value, dict):
-            raise self.error(name, "it is not a table", value, "a table of patterns and numbers")
+            raise self.error(name, phrase("R-not-table"), value, phrase("R-table-patterns-numbers"))
         return list(cast("dict[str, Any]", value).items())
 
     def _number(self, name: str, value: Any, low: float = -math.inf, entry: str = "") -> float:
@@ -173,7 +179,7 @@ class Fields:
 
     def _out_of_bounds(self, name: str, value: Any, expected: str, entry: str) -> FileFormatError:
         where = f" in the entry {_shown(entry)}" if entry else ""
-        return self.error(name, f"it holds no usable number{where}", value, expected)
+        return self.error(name, phrase("R-holds-no-usable-number", where=where), value, expected)
 
 
 MOST_ROWS = 1 << 31

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from ..expressions import MOST_TEXT, ExpressionError, Expressions
+from ..messages import phrase
 from .fields import unreadable
 
 T = TypeVar("T")
@@ -45,12 +46,12 @@ class Patterns(Generic[T]):
         except ExpressionError as error:
             file, field = self._of
             raise unreadable(
-                "its patterns cannot be matched",
+                phrase("R-patterns-cannot-be-matched"),
                 file,
                 key=field,
                 got=str(error),
-                expected="paths of layers, or regular expressions of a usual form",
-                hint="Write the paths of the layers in full",
+                expected=phrase("R-paths-layers-or-regular-expressions"),
+                hint=phrase("R-write-paths-layers-full"),
             ) from None
 
 
@@ -65,11 +66,11 @@ class Names:
         length = sum(map(len, self._ends))
         if length > MOST_TEXT:
             raise unreadable(
-                "its names are too long",
+                phrase("R-names-too-long"),
                 file,
                 key=field,
-                got=f"{length} characters",
-                expected=f"at most {MOST_TEXT}",
+                got=phrase("R-characters", length=length),
+                expected=phrase("R-at-most", most_text=MOST_TEXT),
             )
         expressions = {names: True} if isinstance(names, str) else {}
         self._patterns = Patterns(expressions, file, field, full=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..algorithms.full import ROWS_AT
 from ..errors import FileFormatError
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
+from ..messages import phrase
 from .config import PREFIX, TOKENS, Config
 from .kinds.trainable_tokens import BESIDE, DELTA
 
@@ -38,7 +39,7 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
             raise FileFormatError(
                 "E-peft-tokens-miscount",
                 file=config.path,
-                key=f"{TOKENS} of {name}",
+                key=phrase("R-of-3", tokens=TOKENS, name=name),
                 numbers=len(rows),
                 held=held[0],
                 tensor=key,

@@ -149,12 +149,8 @@ def check_in_memory(module: nn.Module, sites: Iterable[Site], error: type[Lycori
     for site in offloaded:
         if id(site.module) not in inside:
             raise error(
-                "the values of a weight are not in memory",
+                "E-weight-not-in-memory",
                 key=site.path,
-                got="a tensor on the device meta, and no hook that would load it",
-                expected="values on a device",
-                hint="Load the model's weights first, as by from_pretrained, or by to_empty and "
-                "load_state_dict",
             )
     return offloaded
 
@@ -366,7 +362,7 @@ def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
         return value.reshape(())
     got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise error("the loss is not a scalar", got=got, expected="one floating-point value, such as a mean")
+    raise error("E-loss-not-a-scalar", got=got)
 
 
 def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | None = None) -> str | None:

@@ -19,7 +19,7 @@ from ..errors import PlanError, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape, factorization
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..modules.sites import Site
 from .gradients import FIRM
 from .probe import Probe, Probed, check_layers
@@ -230,7 +230,7 @@ class Plan:
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
+            problem = phrase("R-nothing-called", error=error) if isinstance(error, KeyError) else str(error)
             raise PlanError("E-plan-damaged", got=problem) from error
         if probe is not None:
             plan.check_model(probe.layers)
@@ -246,45 +246,48 @@ class Plan:
         """A summary of the plan in one sentence."""
         ranks = [row.rank for row in self if row.rank is not None]
         low, high = min(ranks, default=0), max(ranks, default=0)
-        size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.3g} MB."
+        size = phrase("R-parameters-mb", parameters=self.parameters, nbytes=self.nbytes / 1000000.0)
         if not ranks:
             return f"{number_of(len(self), 'layer')}: {size}"
         words = f"{low if low == high else f'{low} to {high}'}{'' if self.refused is None else ', uniform'}"
-        return f"{number_of(len(self), 'layer')} of rank {words}: {size}"
+        return phrase("R-rank", count=len(self), words=words, size=size)
 
     def _totals(self) -> list[str]:
-        share = f", 1 / {self.full / self.parameters:.3g} of the full weights" if self.parameters else ""
+        share = phrase("R-1-full-weights", full=self.full / self.parameters) if self.parameters else ""
         lines = [
-            f"{number_of(len(self), 'layer')}, {self.parameters:,} parameters{share}, "
-            f"{self.nbytes / 1e6:.3g} MB in {dtype_name(self.dtype)}"
+            phrase(
+                "R-parameters-mb-2",
+                count=len(self),
+                parameters=self.parameters,
+                share=share,
+                nbytes=self.nbytes / 1000000.0,
+                dtype=dtype_name(self.dtype),
+            )
         ]
         if self.gain:
-            uniform = "" if self.uniform is None else f"; a uniform rank of this size {self.uniform:.1%}"
-            lines.append(f"captures {self.gain:.1%} of the gradient's energy{uniform}")
+            uniform = "" if self.uniform is None else phrase("R-uniform-rank-size", uniform=self.uniform)
+            lines.append(phrase("R-captures-gradient-s-energy", gain=self.gain, uniform=uniform))
         if self.refused is not None:
-            lines.append(
-                f"uniform, and started as without a plan: the size divided among the layers captures "
-                f"{self.refused:.1%}"
-            )
+            lines.append(phrase("R-uniform-started-without-plan-size", refused=self.refused))
         if self.probe is not None:
             lines.append(_measured(self.probe))
         if self.probe is not None and self.probe.left_out is not None:
-            lines.append(f"not measured: {self.probe.left_out}")
+            lines.append(phrase("R-not-measured", left_out=self.probe.left_out))
         if self.left_out:
             groups = _grouped(self.left_out, [row.path for row in self.rows])
-            lines.append(f"{number_of(len(self.left_out), 'layer')} left out: {', '.join(groups)}")
+            lines.append(phrase("R-left-out-3", count=len(self.left_out), groups=groups))
         return lines
 
 
 def _measured(probe: Probe) -> str:
     """The number of a probe's batches, and how far they agree."""
-    batches = f"measured on {number_of(probe.batches, 'batch', 'batches')}"
+    batches = phrase("R-measured-on", batches=probe.batches)
     if probe.agreement is None:
         return batches
-    agree = f"{batches}, whose halves agree by {max(0.0, probe.agreement):.0%}"
+    agree = phrase("R-whose-halves-agree", batches=batches, value=max(0.0, probe.agreement))
     if probe.agreement >= FIRM:
         return agree
-    return f"{agree}: the gradient is mostly chance, and more batches would plan better"
+    return phrase("R-gradient-mostly-chance-more-batches", agree=agree)
 
 
 def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -295,7 +298,11 @@ def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
     rest = Counter(map(_starred, others))
     words: list[str] = []
     for name, group in groups.items():
-        share = f"{len(group)} of {len(group) + rest[name]}" if rest[name] else f"all {len(group)}"
+        share = (
+            phrase("R-of", count=len(group), count_2=len(group) + rest[name])
+            if rest[name]
+            else phrase("R-all", count=len(group))
+        )
         words.append(group[0] if len(group) == 1 else f"{share} {name}")
     return words
 

@@ -17,6 +17,7 @@ from ..errors import LayerError, MatchError
 from ..layers.part import Part
 from ..layers.same import difference
 from ..maths.shapes import Rows, Shape
+from ..messages import phrase
 from ..names.targets import Target, Targets
 from .adapter import Adapter, LayerInfo
 
@@ -109,7 +110,7 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
         count[original.layer] += 1
         # A fused layer has each of its parts as a copy.
         if count[original.layer] > AT_MOST * PARTS:
-            raise _two(adapter, pairs[0][0], original, "the file holds it many times")
+            raise _two(adapter, pairs[0][0], original, phrase("R-file-holds-many-times"))
     return copies
 
 
@@ -145,7 +146,7 @@ def _check_copy(adapter: Adapter, use: Use, others: list[Use], original: Use) ->
         if why := _differ(adapter, use, other, rows):
             raise _two(adapter, use, other, why)
     if end < use.span[1]:
-        raise _two(adapter, use, original, "one has rows that the other does not have")
+        raise _two(adapter, use, original, phrase("R-one-has-rows-other-does"))
 
 
 def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
@@ -169,17 +170,17 @@ def _differ(adapter: Adapter, use: Use, other: Use, rows: tuple[float, float]) -
     if same and type(layers[0]) is type(layers[1]) and difference(*layers) is None:
         return None
     if not use.shape:
-        return "without the shapes of the model's weights they cannot be compared"
+        return phrase("R-without-shapes-model-s-weights")
     span = (int(rows[0]), int(rows[1]))
     try:
         ours, theirs = (_probed(layer, each, span) for layer, each in zip(layers, (use, other), strict=True))
     except LayerError:
-        return "they cannot be compared"
+        return phrase("R-they-cannot-be-compared")
     allowed = max(LEAST, *(ROUNDING * _rounding(layer) for layer in layers))
     # Written so that NaN fails too.
     if (ours - theirs).abs().max().item() <= allowed * theirs.abs().max().item():
         return None
-    return "they change it differently"
+    return phrase("R-they-change-differently")
 
 
 def _probed(layer: Layer, use: Use, rows: Rows) -> Tensor:

@@ -19,6 +19,7 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
+from ..messages import Phrase, phrase
 from ..names.dialects import GENERIC_NAMES, Opened, config_of, opened, unread
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
@@ -226,7 +227,10 @@ def _open(path: str) -> TensorFile:
     if suffix in PICKLES:
         return PickleFile.open(path)
     raise FileFormatError(
-        "E-file-kind-unknown", file=path, got=suffix or "no ending", expected=", ".join(SAFETENSORS + PICKLES)
+        "E-file-kind-unknown",
+        file=path,
+        got=suffix or Phrase("R-no-ending"),
+        expected=", ".join(SAFETENSORS + PICKLES),
     )
 
 
@@ -245,4 +249,4 @@ def _describe(
 
 def _sample(keys: list[str]) -> str:
     shown = ", ".join(sorted(keys)[:3])
-    return f"{len(keys)} other keys, such as {shown}" if keys else "no key at all"
+    return phrase("R-other-keys-such", count=len(keys), shown=shown) if keys else phrase("R-no-key-at-all")

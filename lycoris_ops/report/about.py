@@ -17,7 +17,7 @@ from ..files.cache import TensorCache
 from ..files.dtypes import FLOAT8, FLOATS
 from ..files.json_text import parse_json
 from ..maths.tensors import is_finite
-from ..messages import either
+from ..messages import either, phrase
 from ..names.architectures import signals_of
 from ..names.families import METADATA
 from ..reading.adapter import Adapter
@@ -127,14 +127,11 @@ def _not_finite(adapter: Adapter) -> list[str]:
     try:
         read = adapter.file.read(keys, TensorCache(0), keep=False)
     except LycorisError as error:
-        return [f"numbers in this file cannot be read: {error}"]
+        return [phrase("R-numbers-file-cannot-be-read", error=error)]
     key = next((key for key, tensor in read.items() if not is_finite(tensor)), None)
     if key is None:
         return []
-    return [
-        f"numbers in this file are NaN or infinite ({key}): it is of a training that failed. "
-        "Take an earlier checkpoint"
-    ]
+    return [phrase("R-numbers-file-nan-or-infinite", key=key)]
 
 
 def _says(text: Mapping[str, str], key: str) -> bool:
@@ -157,9 +154,9 @@ def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str,
     try:
         table = parse_json(text[key])
         if not isinstance(table, dict):
-            raise ValueError("it is not a table")
+            raise ValueError(phrase("R-not-table"))
     except ValueError as error:
-        problems.append(f"{key} cannot be read: {error}")
+        problems.append(phrase("R-cannot-be-read", key=key, error=error))
         return {}
     tables = cast("dict[str, Any]", table)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..messages import number_of
+from ..messages import phrase
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS
@@ -21,11 +21,11 @@ HUGE = 1000.0
 """An alpha of more than so many times the rank is remarked on. Trainers use 1/16 to 2 times the rank; a file
 that has its scale in alpha rarely has more than 100."""
 SILENT: Mapping[Silence, str] = {
-    "strength": "at strength 0",
-    "rules": "switched off by rules",
-    "mask": "left out by the mask",
+    "strength": "R-layers-at-strength-0",
+    "rules": "R-layers-off-by-rules",
+    "mask": "R-layers-left-out-by-mask",
 }
-"""Why layers that were matched do nothing, in words."""
+"""Why layers that were matched do nothing, by the codes of the words."""
 State = Literal["all", "partly", "nothing"]
 """Whether the request was applied in full, in part, or not at all."""
 
@@ -34,40 +34,33 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
     """Whether all of a stack was applied, and a line that says so."""
     live = [entry for entry in resolution.entries if not entry.entry.off]
     if not resolution.entries:
-        return "nothing", "Nothing was changed: the stack is empty."
+        return "nothing", phrase("R-applied-nothing-empty")
     if not live:
-        return "nothing", "Nothing was changed: all strengths are 0."
+        return "nothing", phrase("R-applied-nothing-all-off")
     layers = sum(entry.layers for entry in live)
     met = sum(entry.count() for entry in live)
-    files = number_of(len(live), "file")
-    off = len(resolution.entries) - len(live)
-    rest = f"; {number_of(off, 'file is', 'files are')} off" if off else ""
+    files, off = len(live), len(resolution.entries) - len(live)
+    rest = phrase("R-applied-files-off", files=off) if off else ""
     left = sum(entry.left_out for entry in live)
     idle = len({rule for entry in live for rule in entry.idle_rules})
     stray = sum(bool(_stray(entry)) for entry in live)
     if not (met or left or idle or stray):
-        return "nothing", f"Nothing was changed: no layer of {files} has a strength other than 0{rest}."
+        return "nothing", phrase("R-applied-nothing-at-0", files=files, rest=rest)
     silent = Counter(why for entry in live for why in entry.silent.values())
-    beside = [f"{silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
+    beside = [phrase(code, layers=silent[why]) for why, code in SILENT.items() if silent[why]]
     if copies := sum(len(entry.copies) for entry in live):
-        beside.append(f"{copies} repeated")
+        beside.append(phrase("R-layers-repeated", layers=copies))
     if not (left or idle or stray):
         if not beside:
-            return "all", f"All of it was applied: {met} of {layers} layers of {files}{rest}."
-        acting = number_of(met, "layer")
-        return "all", f"Applied as asked: {acting} of {files}, {', '.join(beside)}{rest}."
-    why = [number_of(left, "layer is", "layers are") + " left out"] if left else []
+            return "all", phrase("R-applied-all", layers=met, of=layers, files=files, rest=rest)
+        return "all", phrase("R-applied-as-asked", layers=met, files=files, beside=beside, rest=rest)
+    why = [phrase("R-layers-left-out", layers=left)] if left else []
     if idle:
-        why.append(
-            number_of(idle, "pattern of the rules matches", "patterns of the rules match") + " nothing"
-        )
+        why.append(phrase("R-patterns-match-nothing", patterns=idle))
     if stray:
-        why.append(number_of(stray, "file has", "files have") + " keys of no known kind")
-    what = "Not all of it was applied"
-    if met and not (left or stray):
-        what = "The layers were applied, but not all of the rules"
-    why += beside
-    return "partly", f"{what}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}."
+        why.append(phrase("R-files-with-unknown-keys", files=stray))
+    code = "R-applied-but-rules" if met and not (left or stray) else "R-applied-in-part"
+    return "partly", phrase(code, layers=met, of=layers, files=files, why=[*why, *beside], rest=rest)
 
 
 def describe(resolution: Resolution, *, whole: bool = False) -> str:
@@ -88,68 +81,72 @@ def _stray(resolution: EntryResolution) -> list[str]:
 def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     entry, adapter = resolution.entry, resolution.entry.adapter
     most = None if whole else ITEMS
-    lines = [entry.name, f"  names of {adapter.dialect}; {_kinds(resolution)}"]
-    strengths = f"  strength {entry.strength:g}"
+    lines = [entry.name, f"  {phrase('R-names', dialect=adapter.dialect, resolution=_kinds(resolution))}"]
+    strengths = f"  {phrase('R-strength', strength=entry.strength)}"
     if entry.strength_clip is not None:
-        strengths += f", text encoder {entry.strength_clip:g}"
+        strengths += phrase("R-text-encoder", strength_clip=entry.strength_clip)
     rules = str(entry.rules or "")
     if len(rules) > RULES and not whole:
         rules = f"{rules[:RULES]}..."
-    lines.append(strengths + (f"; rules: {rules}" if rules else ""))
+    lines.append(strengths + (phrase("R-rules", rules=rules) if rules else ""))
     if entry.off:
-        return paragraph([*lines, "  off: both strengths are 0, nothing was applied"])
-    lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
+        return paragraph([*lines, f"  {phrase('R-off-both-strengths-0-nothing')}"])
+    lines.append(f"  {phrase('R-applied-layers', count=resolution.count(), layers=resolution.layers)}")
     if resolution.elsewhere:
         lines.append(f"  {resolution.elsewhere}")
     silent = Counter(resolution.silent.values())
-    lines += [f"  {silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
+    lines += [f"  {phrase(code, layers=silent[why])}" for why, code in SILENT.items() if silent[why]]
     if resolution.front:
-        lines.append(f"  names read without their prefix {resolution.front}")
+        lines.append(f"  {phrase('R-names-read-without-their-prefix', front=resolution.front)}")
     if resolution.copies:
-        repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
-        lines.append(f"  {repeat} others of the file: applied once")
+        lines.append(f"  {phrase('R-layers-repeat-others', layers=len(resolution.copies))}")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in odd_alphas(entry.adapter)]
     for component, names in resolution.absent.items():
-        why = f"the {COMPONENT_NAMES[component]}: {resolution.absent_because}"
-        left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
-        lines.append(f"  {left} to {why}")
+        words = phrase(
+            "R-layers-of-absent-component",
+            layers=len(names),
+            component=COMPONENT_NAMES[component],
+            why=resolution.absent_because,
+        )
+        lines.append(f"  {words}")
         lines += [f"    {name}" for name in names] if whole else []
     lines += listed(
-        "layer whose shape does not fit",
-        "layers whose shape does not fit",
+        "R-listed-shapes",
         [
-            f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
+            phrase(
+                "R-layer-made-for",
+                layer=bad.layer,
+                made_for=bad.made_for,
+                weight=bad.target.name,
+                shape=list(bad.expected),
+            )
             for bad in resolution.mismatches
         ],
         most,
     )
     lines += listed(
-        "layer cannot be matched",
-        "layers cannot be matched",
+        "R-listed-unmatched",
         [
-            f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
+            f"{left.layer}: {left.reason}"
+            + (phrase("R-nearest-name", name=left.nearest) if left.nearest else "")
             for left in resolution.unmatched
         ],
         most,
     )
     lines += listed(
-        "key of the file is of no known kind",
-        "keys of the file are of no known kind",
+        "R-listed-stray-keys",
         sorted(_stray(resolution)),
         most,
     )
-    why = "with the file and {} not applied ({} in the embeddings folder)"
     lines += listed(
-        "embedding comes " + why.format("is", "it belongs"),
-        "embeddings come " + why.format("are", "they belong"),
+        "R-listed-embeddings",
         list(adapter.embeddings),
         most,
     )
     lines += [f"  {reading}" for reading in resolution.readings]
     lines += listed(
-        "pattern of the rules matches nothing",
-        "patterns of the rules match nothing",
+        "R-listed-idle-patterns",
         list(resolution.idle_rules),
         most,
     )
@@ -160,26 +157,21 @@ def _configured(resolution: EntryResolution) -> list[str]:
     """Lines on the PEFT configuration in use, and on layers without an alpha from any source."""
     adapter = resolution.entry.adapter
     files = sorted({Path(info.config.path).name for info in adapter.info.values() if info.config})
-    lines = [f"alpha from {', '.join(files)}"] if files else []
+    lines = [phrase("R-alpha-from", files=files)] if files else []
     left = adapter.without_alpha
     if left and adapter.config:
-        lines.append(
-            f"{number_of(len(left), 'layer has', 'layers have')} no alpha, and the {CONFIG_NAME} beside the "
-            "file does not apply: the rank is not the one it says, the name is not PEFT's, or the file "
-            "itself holds a configuration"
-        )
+        lines.append(phrase("R-no-alpha-beside-file-does", count=len(left), config_name=CONFIG_NAME))
     elif adapter.unscaled:
-        lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
+        lines.append(phrase("R-no-beside-file-at-scale", config_name=CONFIG_NAME, count=len(left)))
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [
-        f"{number_of(count, 'layer was', 'layers were')} trained on a base minus its {start} start, which is "
-        "computed from the model's weight"
+        phrase("R-trained-on-base-minus-start", count=count, start=start)
         for start, count in starts.items()
         if start is not None
     ]
     aligned = sum(info.options.get("product_of") == "peft" for info in adapter.info.values())
     if aligned:
-        lines.append(f"{number_of(aligned, 'lokr layer')} of a Conv1d, multiplied as PEFT does")
+        lines.append(phrase("R-conv1d-multiplied-peft-does", aligned=aligned))
     return lines
 
 
@@ -193,8 +185,16 @@ def _kinds(resolution: EntryResolution) -> str:
         infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
         alphas_of_kind = (alphas[info.name] for info in infos)
         values = counted("none" if alpha is None else f"{alpha:g}" for alpha in alphas_of_kind)
-        kinds.append(f"{count} {kind} (rank {ranks(info.rank for info in infos)}; alpha {values})")
-    return ", ".join(kinds) if kinds else "no layer that can be read"
+        kinds.append(
+            phrase(
+                "R-rank-alpha",
+                count=count,
+                kind=kind,
+                value=ranks(info.rank for info in infos),
+                values=values,
+            )
+        )
+    return ", ".join(kinds) if kinds else phrase("R-no-layer-can-be-read")
 
 
 def odd_alphas(adapter: Adapter) -> list[str]:
@@ -217,17 +217,14 @@ def odd_alphas(adapter: Adapter) -> list[str]:
     unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
     if unusable:
-        lines.append(f"alpha is NaN or infinite in {number_of(unusable, 'layer')}, which cannot be applied")
+        lines.append(phrase("R-alpha-nan-or-infinite-cannot", unusable=unusable))
     if zero:
-        lines.append(f"alpha is 0 in {number_of(zero, 'layer')}: no effect")
+        lines.append(phrase("R-alpha-0-no-effect", zero=zero))
     if negative:
-        lines.append(f"alpha is negative in {number_of(negative, 'layer')}, which reverses the effect")
+        lines.append(phrase("R-alpha-negative-reverses-effect", negative=negative))
     if huge:
         most = max(scales[name] for name in huge)
-        lines.append(
-            f"alpha is up to {most:g} times the rank in {number_of(len(huge), 'layer')}: "
-            "the file may be damaged"
-        )
+        lines.append(phrase("R-alpha-up-times-rank-file", most=most, count=len(huge)))
     return lines
 
 

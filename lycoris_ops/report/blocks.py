@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import printable
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..stack.survey import AdapterSurvey, Effect, Survey
 from .words import few, paragraph, plain_name, unmeasured
 
@@ -24,11 +24,13 @@ def blocks_verdict(survey: Survey) -> str:
         block = max(survey.blocks, key=own.share, default="")
         name = plain_name(own.entry.name)
         phrases.append(
-            f"{name} in {block} ({own.share(block):.0%})" if block in own.effects else f"{name} nowhere"
+            phrase("R-in", name=name, block=block, share=own.share(block))
+            if block in own.effects
+            else phrase("R-nowhere", name=name)
         )
     if not phrases:
         return f"{number_of(len(survey.blocks), 'block')}, {number_of(sum(survey.blocks.values()), 'weight')}"
-    return printable(f"Changed most: {few(phrases)}.")
+    return printable(phrase("R-changed-most", phrases=few(phrases)))
 
 
 def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
@@ -36,12 +38,11 @@ def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
     layers = adapter.resolution.layers
     lines = [
         adapter.entry.name,
-        f"  {met} of {layers} layers match the model; share: part of the squared norm of its change",
+        f"  {phrase('R-layers-match-model-share-part', met=met, layers=layers)}",
         *unmeasured(adapter.entry),
     ]
     if adapter.unmeasured:
-        depend = number_of(adapter.unmeasured, "change depends", "changes depend")
-        lines.append(f"  not measured: {depend} on the weights of the model")
+        lines.append(f"  {phrase('R-changes-unmeasured', changes=adapter.unmeasured)}")
     lines.append(f"  {'block':{wide}}  {'layers':>6}  {'strength':>10}  {'share':>6}")
     for block in survey.blocks:
         effect = adapter.effects.get(block)

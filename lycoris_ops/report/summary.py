@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from ..messages import phrase
 from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
 from ..stack.resolve import COMPONENT_NAMES, EntryResolution
@@ -62,28 +63,31 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
 
 def in_words(found: Mapping[str, Any]) -> str:
     """The `summary` of an adapter as lines of text."""
-    lines = [f"{found['file']}", f"  names of {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
+    lines = [
+        f"{found['file']}",
+        f"  {phrase('R-names-mb', dialect=found['dialect'], size=found['size'] / 1000000.0)}",
+    ]
     for name, kind in found["kinds"].items():
         ranks, alphas = counted(kind["ranks"]), counted(kind["alphas"])
-        lines.append(f"  {kind['layers']} {name}: rank {ranks}; alpha {alphas}")
-    lines.append(f"  parts: {counted(found['parts'], always=True)}")
-    lines.append(f"  dtypes: {counted(found['dtypes'], always=True)}")
+        lines.append(
+            f"  {phrase('R-rank-alpha-2', layers=kind['layers'], name=name, ranks=ranks, alphas=alphas)}"
+        )
+    lines.append(f"  {phrase('R-parts', parts=counted(found['parts'], always=True))}")
+    lines.append(f"  {phrase('R-dtypes', dtypes=counted(found['dtypes'], always=True))}")
     metadata = found["metadata"]
     ordered = sorted(metadata, key=lambda key: (not key.startswith(FIRST), key))
     pairs = [f"{key} = {short(metadata[key])}" for key in ordered]
-    lines += listed("entry of metadata", "entries of metadata", pairs, SHOWN) or ["  no metadata"]
+    lines += listed("R-listed-metadata", pairs, SHOWN) or [f"  {phrase('R-no-metadata')}"]
     unreadable = found["unreadable"]
     reasons = [f"{key}: {unreadable[key]}" for key in unreadable]
-    lines += listed("layer that is not read", "layers that are not read", reasons, SHOWN)
-    lines += listed("key of no layer", "keys of no layer", found["unused_keys"], SHOWN)
-    lines += listed(
-        "embedding, which is not applied", "embeddings, which are not applied", found["embeddings"], SHOWN
-    )
+    lines += listed("R-listed-unread-layers", reasons, SHOWN)
+    lines += listed("R-listed-keys-of-no-layer", found["unused_keys"], SHOWN)
+    lines += listed("R-listed-unused-embeddings", found["embeddings"], SHOWN)
     return paragraph(lines)
 
 
 def _component_of(name: LayerName) -> str:
     if name.component is None:
-        return "not said"
+        return phrase("R-not-said")
     number = f" {name.encoder}" if name.encoder else ""
     return COMPONENT_NAMES[name.component] + number

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..charts import shortened
 from ..errors import printable
-from ..messages import number_of
+from ..messages import Value, phrase
 from ..stack.stack import Entry
 
 VALUES = 4
@@ -40,7 +40,7 @@ def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) 
     if len(ordered) == 1 and not always:
         return ordered[0][0]
     shown = ", ".join(f"{value} x{count}" for value, count in ordered[:VALUES])
-    return f"{shown} and {len(ordered) - VALUES} others" if len(ordered) > VALUES else shown
+    return phrase("R-others", shown=shown, count=len(ordered) - VALUES) if len(ordered) > VALUES else shown
 
 
 def ranks(values: Iterable[int | None]) -> str:
@@ -48,22 +48,23 @@ def ranks(values: Iterable[int | None]) -> str:
     return counted("full" if rank is None else str(rank) for rank in values)
 
 
-def listed(singular: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
+def listed(code: str, items: Sequence[str], most: int | None = ITEMS, **values: Value) -> list[str]:
     """A line with the number of items, then a line for each of the first `most`, or of all for None.
 
-    `singular` names a single item, and `many` several. Without items there are no lines.
+    `code` is of the first line, whose text has the `count` and these values. Without items there are none.
     """
     if not items:
         return []
-    lines = [f"  {number_of(len(items), singular, many)}:", *(f"    {item}" for item in items[:most])]
+    first = phrase(code, count=len(items), **values)
+    lines = [f"  {first}", *(f"    {item}" for item in items[:most])]
     left = 0 if most is None else len(items) - most
-    return [*lines, f"    and {left} more"] if left > 0 else lines
+    return [*lines, f"    {phrase('R-more', left=left)}"] if left > 0 else lines
 
 
 def few(names: Sequence[str]) -> str:
     """The first names of several, for a sentence: `a, b, c and 2 more`."""
     more = len(names) - NAMES
-    return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:NAMES]) + (f" {phrase('R-more-2', more=more)}" if more > 0 else "")
 
 
 def plain_name(name: str) -> str:
@@ -74,7 +75,7 @@ def plain_name(name: str) -> str:
 def unmeasured(entry: Entry) -> list[str]:
     """A line saying that only the high-noise file of a pair was measured; no line for other entries."""
     low = entry.low_noise
-    return [f"  not measured: {low.name}, the file for low noise"] if low else []
+    return [f"  {phrase('R-not-measured-file-low-noise', name=low.name)}"] if low else []
 
 
 def short(text: str) -> str:

@@ -27,7 +27,7 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..names.relation import LookedUp, Meaning, Relation
 from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
@@ -92,10 +92,10 @@ def resize_adapter(
         layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
     stay = number_of(len(kept), "layer stays as it is", "layers stay as they are")
-    notes = [f"{stay}: norms, biases, and others without a size"] if kept else []
+    notes = [phrase("R-norms-biases-others-without-size", stay=stay)] if kept else []
     report = replace(
         report,
-        left_out={**dict.fromkeys(adapter.unreadable, "because it cannot be read"), **report.left_out},
+        left_out={**dict.fromkeys(adapter.unreadable, phrase("R-because-cannot-be-read")), **report.left_out},
         missing=_missing(adapter),
         notes=(*notes, *report.notes),
         source_size=adapter.size,
@@ -137,9 +137,9 @@ def _no_size(adapter: Adapter) -> PlanError:
 def _missing(adapter: Adapter) -> tuple[str, ...]:
     lines: list[str] = []
     if adapter.embeddings:
-        lines.append(f"the embeddings {', '.join(adapter.embeddings)} are left out")
+        lines.append(phrase("R-embeddings-left-out", embeddings=adapter.embeddings))
     if adapter.left_out:
-        lines.append(f"{number_of(len(adapter.left_out), 'unknown key')} of the file left out")
+        lines.append(phrase("R-file-left-out", count=len(adapter.left_out)))
     return tuple(lines)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import LycorisError
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..reading.load import title_of
 from ..rules.rules import Rules
 from .stack import Entry, Stack
@@ -42,7 +42,7 @@ def parse_values(text: str) -> tuple[float, ...]:
     if not 0 < len(values) <= MOST:
         raise LycorisError(
             "E-grid-too-many-strengths" if values else "E-grid-without-strengths",
-            got=text.strip() or "an empty text",
+            got=text.strip() or phrase("R-empty-text"),
             most=MOST,
             examples=VALUES,
         )
@@ -165,7 +165,7 @@ def _entry(stack: Stack, row: int) -> Entry:
         raise LycorisError(
             "E-stack-row-absent",
             got=str(row),
-            expected=f"1 to {len(stack)}" if len(stack) else "a stack that is not empty",
+            expected=phrase("R-1", count=len(stack)) if len(stack) else phrase("R-stack-not-empty"),
         )
     return stack.entries[row - 1]
 

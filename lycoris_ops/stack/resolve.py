@@ -13,7 +13,7 @@ from ..errors import MatchError, located
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
-from ..messages import either, number_of
+from ..messages import phrase
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
@@ -137,7 +137,7 @@ class EntryResolution:
         """A remark that the adapter is for another model family; None unless that is known."""
         if not self.made_for or not self.target_is or {*self.made_for} & {*self.target_is}:
             return None
-        return f"made for {either(self.made_for)}; this model is {either(self.target_is)}"
+        return phrase("R-made-model", made_for=self.made_for, target_is=self.target_is)
 
     @property
     def left_out(self) -> int:
@@ -261,7 +261,7 @@ def _resolve_entry(
             else:
                 asked += 1
                 near = relation.nearest(info.named) if asked <= NAMED_AT_MOST else None
-                why = "no layer of that name" if info.named.expert is None else OF_AN_EXPERT
+                why = phrase("R-no-layer-name") if info.named.expert is None else OF_AN_EXPERT
                 unmatched.append(Unmatched(name, why, near))
             continue
         if turned and len(info.shape) == 2:
@@ -295,7 +295,7 @@ def _resolve_entry(
         matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.table.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
-            unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+            unmatched.append(Unmatched(name, phrase("R-changes-bias-model-s-layer")))
     failed = bool(unmatched or mismatches)
     made_for, target_is = (entry.adapter.families, families_of_model(targets)) if failed else ((), ())
     copies = find_copies(entry.adapter, uses)
@@ -367,7 +367,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
                 got=first.made_for,
                 hint=OTHER_MODEL,
             )
-        more = f" (and {number_of(len(live) - 1, 'more layer')})" if len(live) > 1 else ""
+        more = f" {phrase('R-and-2', count=len(live) - 1)}" if len(live) > 1 else ""
         raise MatchError(
             "E-layer-misfits-weight",
             file=file,
@@ -389,7 +389,9 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             count=len(resolution.unmatched),
             layers=resolution.layers,
             got=first.reason,
-            expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
+            expected=phrase("R-layer-such", nearest=first.nearest)
+            if first.nearest
+            else phrase("R-every-layer-match"),
         )
     if strict and (left := resolution.entry.adapter.left_out):
         raise MatchError("E-tensors-unread-strict", file=file, key=left[0], count=len(left))
@@ -421,8 +423,10 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         "E-nothing-matches",
         file=file,
         key=first.layer if first else None,
-        got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
-        expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
+        got=phrase("R-layers", layers=resolution.layers) + (f"; {first.reason}" if first else ""),
+        expected=phrase("R-names-such", nearest=first.nearest)
+        if first and first.nearest
+        else phrase("R-matching-layer"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, cast
 
 from ..changes.place import Mask, Where
 from ..errors import LycorisError
+from ..messages import phrase
 from ..names.dialects import Component
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
@@ -167,7 +168,7 @@ class Stack:
                     "E-stack-strength-by-place",
                     file=entry.name,
                     purpose=purpose,
-                    got="a mask" if entry.mask else "a strength for each picture",
+                    got="a mask" if entry.mask else phrase("R-strength-each-picture"),
                 )
             if entry.low_noise is not None:
                 raise LycorisError(

@@ -20,7 +20,7 @@ from typing import Any
 from .. import processes
 from ..errors import LycorisError, TrainError, WriteError
 from ..files.writing import system_errors
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..writing.paths import files_of, has_folder
 from .claims import claimed
 from .history import History
@@ -78,9 +78,9 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
         return None
     # Of two states after the same step either will do.
     _, newest = max(states, key=lambda each: (each[0], each[1].path.name == f"last{STATE}"))
-    why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
+    why = phrase("R-only-state") if len(states) == 1 else phrase("R-newest-states", count=len(states))
     if damaged:
-        why += f"; passed over: {', '.join(damaged)}"
+        why += phrase("R-passed-over", damaged=damaged)
     return replace(newest, why=why)
 
 
@@ -89,7 +89,7 @@ def state_at(path: str | os.PathLike[str]) -> FoundState:
     intact, damaged = _states(Path(path).parent, escape(Path(path).name))
     if not intact:
         raise TrainError(
-            "E-training-state-not-whole", file=str(path), got=", ".join(damaged) or "no such file"
+            "E-training-state-not-whole", file=str(path), got=", ".join(damaged) or phrase("R-no-such-file")
         )
     ((_, state_found),) = intact
     return state_found
@@ -122,7 +122,7 @@ def _states(
         except LycorisError as error:
             damaged.append(f"{path.name} ({error.problem})")
         except KeyError as error:
-            damaged.append(f"{path.name} (nothing called {error})")
+            damaged.append(phrase("R-nothing-called-2", name=path.name, error=error))
     return intact, damaged
 
 
@@ -167,8 +167,9 @@ class Checkpoints:
                 raise WriteError(
                     "E-folder-of-another-training",
                     file=str(taken[0]),
-                    hint=f"{'Resume from it, c' if states else 'C'}hoose another folder, or allow it to be "
-                    "replaced (overwrite)",
+                    hint=phrase(
+                        "R-hoose-another-folder-or-allow", value="Resume from it, c" if states else "C"
+                    ),
                 )
             if overwrite:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}

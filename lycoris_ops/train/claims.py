@@ -24,6 +24,7 @@ from typing import cast
 from ..errors import WriteError
 from ..files.json_text import parse_json
 from ..files.writing import system_errors
+from ..messages import phrase
 
 CLAIM = "running.json"
 """The file in a folder of checkpoints whose training runs now."""
@@ -212,4 +213,6 @@ def _owner(path: Path) -> str:
 
 
 def _busy(folder: Path) -> WriteError:
-    return WriteError("E-folder-in-use", file=str(folder), got=running_in(folder) or "it has ended since")
+    return WriteError(
+        "E-folder-in-use", file=str(folder), got=running_in(folder) or phrase("R-has-ended-since")
+    )

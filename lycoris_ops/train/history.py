@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 
+from ..messages import phrase
+
 StepLoss = tuple[int, float]
 """A step's number, from 1, and a loss."""
 ERRORS = 2.0
@@ -101,25 +103,22 @@ class History:
         """Whether the training made the model worse at its end, and a line that says what the held-out data
         tell of it. `step` is the one whose weights are saved."""
         if not self.validation and self.risen:
-            return True, (
-                f"The model became worse: relative to the model alone, the loss is {self.risen:.3g} times as "
-                "high as at first. Try a lower learning rate"
-            )
+            return True, (phrase("R-model-became-worse-relative-model", risen=self.risen))
         if not self.validation:
-            return False, "Nothing tells whether the model became better: there were no held-out data"
+            return False, phrase("R-nothing-tells-whether-model-became")
         (first, before), (last, end) = self.validation[0], self.validation[-1]
         best, lowest = self.best or (last, end)
         # The held-out data may be new since then.
-        start = f"step {first}" if first else "the start"
-        since = f"in {start}" if first else "before"
-        line = f"Held-out loss {before:.4g} {since}, {end:.4g} at the end, {lowest:.4g} at best (step {best})"
+        start = phrase("R-step-3", first=first) if first else phrase("R-start")
+        since = phrase("R-in-2", start=start) if first else "before"
+        line = phrase("R-held-out-loss-at-end", before=before, since=since, end=end, lowest=lowest, best=best)
         if self.is_worse(last, first):
-            line += f". The end is worse than {start}: try a lower learning rate"
+            line += phrase("R-end-worse-than-try-lower", start=start)
         elif self.is_worse(last, best):
-            line += ". The end is worse than the best"
+            line += phrase("R-end-worse-than-best")
         if step != last:
-            of = f"step {step}" if step else "the start"
-            line += f". The adapter has the weights of {of}"
+            of = phrase("R-step-4", step=step) if step else phrase("R-start")
+            line += phrase("R-adapter-has-weights", of=of)
         return self.is_worse(last, best), line
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..algorithms import Layer
 from ..algorithms.base import alpha_of
 from ..errors import MatchError
 from ..files.safetensors_file import raw_bytes
+from ..messages import phrase
 from .network import LycorisNetwork
 
 SAMPLE = 16
@@ -40,8 +41,8 @@ def check_same(stored: dict[str, Any], own: dict[str, Any], file: str | None) ->
                     "E-state-of-another-model" if table == "weights" else "E-state-of-another-network",
                     file=file,
                     key=name,
-                    got=theirs.get(name) or "nothing of that name",
-                    expected=ours.get(name) or "nothing of that name",
+                    got=theirs.get(name) or phrase("R-nothing-name"),
+                    expected=ours.get(name) or phrase("R-nothing-name"),
                 )
 
 

@@ -22,6 +22,7 @@ from ..bypass.hook import values_of
 from ..errors import LycorisError
 from ..maths.divided import is_divided
 from ..maths.tensors import compute_dtype
+from ..messages import phrase
 from ..modules.experts import expert_weights
 from ..modules.named import named_modules
 from ..modules.sites import Site
@@ -49,7 +50,8 @@ def for_peft(layer: Layer, site: Site) -> Layer:
             raise LycorisError(
                 "E-peft-attention-layer",
                 key=site.path,
-                got=a_layer(layer.algorithm) + " with DoRA" * (of_input and isinstance(layer, Lora)),
+                got=a_layer(layer.algorithm)
+                + f" {phrase('R-dora')}" * (of_input and isinstance(layer, Lora)),
             )
     _check_held(layer, site)
     if isinstance(layer, BIASED) and layer.diff_b is not None and site.has_bias:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..charts import ColourTable, Picture, below_each_other, shortened
-from ..messages import number_of
+from ..messages import phrase
 from ..ranks.plan import table
 from ..report.words import NAME
 
@@ -101,45 +101,46 @@ class Judgement:
 
     def called(self, pair: Place) -> str:
         if pair == ALONE:
-            return "the model alone"
-        return f"{shortened(self.names[pair[0]], NAME)} at {self.strengths[pair[1]]:g}"
+            return phrase("R-model-alone")
+        return phrase("R-at", names=shortened(self.names[pair[0]], NAME), strengths=self.strengths[pair[1]])
 
     def verdict(self) -> str:
         """The best pair, in a sentence."""
         own, alone = self.loss(self.best), self.loss(ALONE)
         if not self.helps:
-            return (
-                f"No adapter is better than the model alone with its held-out loss of {alone:.4g}; the "
-                f"nearest is {self.called(self.best)} with {own:.4g}"
+            return phrase(
+                "R-no-adapter-better-than-model", alone=alone, called=self.called(self.best), own=own
             )
-        gain = f", {1 - own / alone:.0%} below the model alone" if math.isfinite(alone) and alone else ""
+        gain = phrase("R-below-model-alone", value=1 - own / alone) if math.isfinite(alone) and alone else ""
         others = len(self.alike) - 1
-        same = f"; {number_of(others, 'other pair is', 'other pairs are')} as good within the noise"
+        same = phrase("R-good-within-noise", others=others)
         because = f"; {self.because}" if self.because else ""
-        return (
-            f"Best is {self.called(self.best)}: held-out loss {own:.4g}{gain}{same * (others > 0)}{because}"
+        return phrase(
+            "R-best-held-out-loss",
+            called=self.called(self.best),
+            own=own,
+            gain=gain,
+            same=same * (others > 0),
+            because=because,
         )
 
     def __str__(self) -> str:
         """The verdict, and a table of the best pairs."""
         order = sorted(self.losses, key=lambda pair: (pair != self.best, self.behind(pair)[0]))
         shown = order[:LINES] if ALONE in order[:LINES] else [*order[: LINES - 1], ALONE]
-        head = ("adapter", "strength", "loss", "above the best", "draws")
+        head = ("adapter", "strength", "loss", phrase("R-above-best"), "draws")
         rows: list[tuple[str, ...]] = []
         for each in shown:
             far, error = self.behind(each)
-            name = "the model alone" if each == ALONE else shortened(self.names[each[0]], NAME)
+            name = phrase("R-model-alone") if each == ALONE else shortened(self.names[each[0]], NAME)
             strength = "" if each == ALONE else f"{self.strengths[each[1]]:g}"
             above = f"{far:.2g} ± {error:.1g}" if math.isfinite(far + error) else f"{far:.2g}"
             draws = str(len(self.losses[each]))
             rows.append((name, strength, f"{self.loss(each):.4g}", "" if each == self.best else above, draws))
-        cost = (
-            f"{number_of(len(self.losses) - 1, 'pair')} and the model alone, each on up to "
-            f"{number_of(self.draws, 'draw')}: {self.spent:.0%} of all passes"
+        cost = phrase(
+            "R-model-alone-each-on-up", count=len(self.losses) - 1, draws=self.draws, spent=self.spent
         )
-        edge = [
-            "The best strength is the lowest or the highest that was judged: try further ones"
-        ] * self.at_edge
+        edge = [phrase("R-best-strength-lowest-or-highest")] * self.at_edge
         return "\n".join([self.verdict(), *edge, cost, *table((head, *rows), texts=1)])
 
 
@@ -168,7 +169,7 @@ def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, floa
         if abs(row - best[0]) <= 1 and abs(column - middle) <= 1
     }
     losses = ColourTable(
-        "held-out loss, by strength",
+        phrase("R-held-out-loss-strength"),
         found.names,
         [[value(pair) for pair in row] for row in pairs],
         columns=[f"{found.strengths[column]:g}" for column in order],
@@ -183,7 +184,7 @@ def _further(judgement: Judgement, beside: Mapping[Place, Mapping[str, float]]) 
     rows = [list(values.values()) for values in beside.values()]
     pairs = list(beside)
     return ColourTable(
-        "pictures of the best",
+        phrase("R-pictures-best"),
         [judgement.called(pair) for pair in pairs],
         rows,
         columns=list(beside[pairs[0]]),

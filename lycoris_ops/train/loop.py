@@ -16,7 +16,7 @@ from .. import processes
 from ..errors import DivergedError, TrainError
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
-from ..messages import number_of
+from ..messages import phrase
 from ..ranks.gradients import Loss
 from ..writing.paths import files_of, has_folder
 from .agreed import check_agreed
@@ -68,24 +68,19 @@ class TrainResult:
         losses = self.history.losses
         lines = [
             self.history.verdict(self.saved)[1],
-            f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}; "
-            f"this run took {self.seconds:.1f} s" + ("; stopped early" if self.stopped_early else ""),
+            phrase("R-run-took-s", steps=self.steps, epochs=self.epochs, seconds=self.seconds)
+            + (phrase("R-stopped-early") if self.stopped_early else ""),
         ]
         if self.searched and self.searched.race:
             lines += [str(self.searched), *self.searched.race.missed()]
-        lines += [f"went on from {self.resumed}"] if self.resumed else []
-        lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
+        lines += [phrase("R-went-on-from", resumed=self.resumed)] if self.resumed else []
+        lines += [phrase("R-checkpoint-could-not-be-written", why=why) for why in self.unwritten]
         if losses:
-            lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
+            lines.append(phrase("R-loss-first-step-last", losses=losses[0][1], losses_2=losses[-1][1]))
         if self.history.skipped:
-            lines.append(
-                f"{number_of(self.history.skipped, 'step')} skipped, because their gradients were "
-                "too large for fp16"
-            )
+            lines.append(phrase("R-skipped-because-their-gradients-were", skipped=self.history.skipped))
         if self.idle:
-            lines.append(
-                f"{number_of(len(self.idle), 'tensor')} without any gradient, such as {self.idle[0]}"
-            )
+            lines.append(phrase("R-without-any-gradient-such", count=len(self.idle), idle=self.idle[0]))
         for what, path in (("adapter", self.output), ("state", self.state), ("curves", self.picture)):
             lines += [f"{what}: {path}"] if path else []
         return "\n".join(lines)
@@ -169,10 +164,10 @@ def train_network(
     if resume is not None:
         state, words = state_to_resume(resume)
         trainer.load_state(state)
-        source = f"step {trainer.done} of an earlier run: {words}"
+        source = phrase("R-step-earlier-run", done=trainer.done, words=words)
         if trainer.changed:
             listed = "; ".join(f"{name}: {what}" for name, what in trainer.changed.items())
-            source += f". Since then the data have changed: {listed}"
+            source += phrase("R-since-then-data-have-changed", listed=listed)
         if trainer.done > steps:
             raise TrainError("E-resume-beyond-steps", key="steps", done=trainer.done, got=str(steps))
     with ExitStack() as closing:

@@ -36,6 +36,7 @@ from ..layers.part import Part
 from ..maths.divided import is_divided, whole
 from ..maths.shapes import Shape
 from ..maths.tensors import compute_dtype, is_plain
+from ..messages import phrase
 from ..modules.sites import Site
 from ..processes import divided_by
 from .settings import LayerSettings
@@ -181,7 +182,7 @@ class Member(nn.Module):
             return "bypass"
         if self.bypass_up_to == 0:
             return "rebuilt"
-        return f"bypass up to {self.bypass_up_to:.0f} tokens, else rebuilt"
+        return phrase("R-bypass-up-tokens-else-rebuilt", bypass_up_to=self.bypass_up_to)
 
     def attach(self) -> None:
         """Let the layer act on its module."""
@@ -259,21 +260,23 @@ class Member(nn.Module):
         share = WeightShare.of(weight)
         for reason, expected in (
             (
-                not linear and site.kind not in ("norm", "embedding") and f"a weight of kind {site.kind}",
-                "torch's linear layers, embeddings and norms",
+                not linear
+                and site.kind not in ("norm", "embedding")
+                and phrase("R-weight-kind", kind=site.kind),
+                phrase("R-torch-s-linear-layers-embeddings"),
             ),
             (
-                "forward" in vars(site.module) and "a module whose forward others have replaced",
-                "a model divided by torch's parallelize_module",
+                "forward" in vars(site.module) and phrase("R-module-whose-forward-others-have"),
+                phrase("R-model-divided-torch-s-parallelize"),
             ),
             (
                 any(isinstance(form, Dependent) for form in forms)
-                and f"{a_layer(layer.algorithm)} whose change depends on the weight",
-                "lora, loha, lokr or full, without DoRA",
+                and phrase("R-whose-change-depends-on-weight", algorithm=a_layer(layer.algorithm)),
+                phrase("R-lora-loha-lokr-or-full"),
             ),
             (linear and self.settings.form == "rebuilt" and 'form="rebuilt"', 'form="auto"'),
-            (self.settings.input_dropout and "input_dropout", "rank_dropout or module_dropout"),
-            (share.least < 1 and "a process without a part", "fewer processes"),
+            (self.settings.input_dropout and "input_dropout", phrase("R-rank-dropout-or-module-dropout")),
+            (share.least < 1 and phrase("R-process-without-part"), phrase("R-fewer-processes")),
         ):
             if reason:
                 raise LycorisError(
@@ -451,7 +454,9 @@ def make_layer(
     layer = completed(layer, site, settings)
     if rank == asked or layer.rank is None:
         return layer, None
-    return layer, f"{site.path}: rank {rank}, the most that {list(site.shape)} can use, in place of {asked}"
+    return layer, phrase(
+        "R-rank-most-can-use-place", path=site.path, rank=rank, shape=list(site.shape), asked=asked
+    )
 
 
 def _rows(site: Site, tokens: Sequence[int]) -> Layer:
@@ -505,7 +510,7 @@ def _options(settings: LayerSettings) -> dict[str, Any]:
                 algorithm=a_layer(settings.algorithm),
                 name=name,
                 value=value,
-                expected=", ".join(sorted(known)) or "no options",
+                expected=", ".join(sorted(known)) or phrase("R-no-options"),
             )
     return options
 

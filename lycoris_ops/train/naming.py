@@ -12,7 +12,7 @@ from ..algorithms.full import Full
 from ..errors import MatchError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
-from ..messages import number_of
+from ..messages import number_of, phrase
 from ..modules.named import named_modules
 from ..modules.sites import all_sites
 from ..names.layer_name import LayerName
@@ -114,7 +114,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         raise MatchError(
             "E-weights-for-another-component",
             file=adapter.path,
-            absent=" and the ".join(COMPONENT_NAMES[component] for component in entry.absent),
+            absent=f" {phrase('R-and-the')} ".join(COMPONENT_NAMES[component] for component in entry.absent),
         )
     sites = all_sites(module).values()
     paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}

@@ -24,7 +24,7 @@ from ..layers.part import Part
 from ..maths.divided import changed_in_place, is_divided, put
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
-from ..messages import number_of
+from ..messages import phrase
 from ..modules.named import named_modules
 from ..modules.patterns import check_used, patterns
 from ..modules.shares import left_out
@@ -293,7 +293,7 @@ class LycorisNetwork(nn.Module):
                 groups.setdefault((member.settings.lr, raised, name in vectors), []).append(parameter)
         result: list[dict[str, Any]] = []
         for (share, raised, vector), parameters in groups.items():
-            words = (f"lr x {share:g}", "zero at the start" * raised, "vectors" * vector)
+            words = (f"lr x {share:g}", phrase("R-zero-at-start") * raised, "vectors" * vector)
             times = share * (lora_plus if raised and lora_plus is not None else 1.0)
             result.append(
                 {
@@ -355,7 +355,7 @@ class LycorisNetwork(nn.Module):
             raise LycorisError("E-model-is-single-layer", got=type(self.module).__name__)
         wanted = patterns(include)
         for pattern in wanted:
-            check_used(pattern, self.members, "adapted modules")
+            check_used(pattern, self.members, phrase("R-adapted-modules"))
         chosen = {
             path: member
             for path, member in self.members.items()
@@ -442,8 +442,8 @@ class LycorisNetwork(nn.Module):
         members, sites = self.members, all_sites(self.module)
         count = sum(parameter.numel() for parameter in self.parameters())
         lines = [
-            f"{number_of(len(members), 'module')} adapted, {count:,} parameters",
-            f"left out: {left_out(self.module, members, sites)}",
+            phrase("R-adapted-parameters", count=len(members), count_2=count),
+            phrase("R-left-out-4", module=left_out(self.module, members, sites)),
         ]
         kinds = Counter(
             (of_rank(member.layer.algorithm, member.layer.rank), member.site.kind, member.form)
@@ -453,27 +453,19 @@ class LycorisNetwork(nn.Module):
             lines.append(f"{number} {kind}: {layer}, {form}")
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
-            lines.append(f"{self._left_alone(path)} left alone: {why}")
+            lines.append(phrase("R-left-alone", left_alone=self._left_alone(path), why=why))
         idle = [path for path, member in members.items() if not member.passed]
         if 0 < len(idle) < len(members):
-            lines.append(
-                f"{number_of(len(idle), 'module')} that no pass has reached so far, such as {idle[0]}: a "
-                "layer acts where its module is called, and not where others use its weight"
-            )
+            lines.append(phrase("R-no-pass-has-reached-so", count=len(idle), idle=idle[0]))
         if turned := [path for path, member in members.items() if member.site.transposed]:
-            lines.append(
-                f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
-                "of their layers is for a network, for PEFT or for merge_checkpoint"
-            )
+            lines.append(phrase("R-stored-transposed-such-file-their", count=len(turned), turned=turned[0]))
         for path, others in shared_weights(sites.values()).items():
             if path in members and self._tied(path, others):
-                lines.append(f"{path} shares its weight with {others[0]}: its tokens are changed in both")
+                lines.append(phrase("R-shares-weight-tokens-changed-both", path=path, others=others[0]))
             elif path in members:
-                lines.append(f"{path} shares its weight with {others[0]}: a merge needs untie=True")
+                lines.append(phrase("R-shares-weight-merge-needs-untie", path=path, others=others[0]))
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
-                lines.append(
-                    f"{path} is left alone unless it is named: it shares its weight with {others[0]}"
-                )
+                lines.append(phrase("R-left-alone-unless-named-shares", path=path, others=others[0]))
         return "\n".join(lines)
 
     def _left_alone(self, path: str) -> str:
@@ -481,12 +473,12 @@ class LycorisNetwork(nn.Module):
 
         It is the module itself, or only its own parameters where modules inside it are trained.
         """
-        what = path or "the model itself"
+        what = path or phrase("R-model-itself")
         own = [own for own, _ in dict(named_modules(self.module))[path].named_parameters(recurse=False)]
         beside = path == "" or any(member.startswith(f"{path}.") for member in self.members)
         if not own or not beside:
-            return f"{what} is"
-        return f"{', '.join(own[:LINES])} of {what} {'is' if len(own) == 1 else 'are'}"
+            return phrase("R-is", what=what)
+        return phrase("R-of-2", own=own[:LINES], what=what, value="is" if len(own) == 1 else "are")
 
     def recipe(self) -> dict[str, Any]:
         """A description of the network as plain data for JSON: its seed, and each layer with its settings.

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .. import processes
 from ..files.writing import system_errors
+from ..messages import phrase
 from .extras import has, required
 from .history import StepReport
 from .race import RaceStep
@@ -42,7 +43,7 @@ class ProgressBar:
     """tqdm's progress bar, with the loss, a running mean of it, and the latest validation."""
 
     def __init__(self, done: int, total: int) -> None:
-        tqdm: Any = required("tqdm", "tqdm", "a progress bar")
+        tqdm: Any = required("tqdm", "tqdm", phrase("R-progress-bar"))
         self._bar = tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
         self._mean = Mean()
         self._shown: dict[str, str] = {}
@@ -53,7 +54,7 @@ class ProgressBar:
         self._bar.update()
 
     def validated(self, step: int, loss: float) -> None:
-        self._shown["held out"] = f"{loss:.4g}"
+        self._shown[phrase("R-held-out")] = f"{loss:.4g}"
 
     def close(self) -> None:
         self._bar.close()
@@ -76,13 +77,18 @@ class Lines:
             self._last = now
             speed = (report.step - self._first) / max(now - self._began, 1e-9)
             left = (self._total - report.step) / speed
-            line = (
-                f"step {report.step}/{self._total}, loss {mean:.4g}, {speed:.3g} steps/s, {left:.0f} s left"
+            line = phrase(
+                "R-step-loss-steps-s-s",
+                step=report.step,
+                total=self._total,
+                mean=mean,
+                speed=speed,
+                left=left,
             )
             print(line, file=sys.stderr)
 
     def validated(self, step: int, loss: float) -> None:
-        print(f"step {step}/{self._total}, held-out loss {loss:.4g}", file=sys.stderr)
+        print(phrase("R-step-held-out-loss", step=step, total=self._total, loss=loss), file=sys.stderr)
 
     def close(self) -> None:
         pass
@@ -97,7 +103,11 @@ class Board:
         self._writer = board.SummaryWriter(str(folder))
 
     def stepped(self, report: StepReport) -> None:
-        for name, value in (("loss", report.loss), ("gradient norm", report.norm), ("lr", report.lr)):
+        for name, value in (
+            ("loss", report.loss),
+            ("gradient norm", report.norm),
+            ("lr", report.lr),
+        ):
             self._writer.add_scalar(f"train/{name}", value, report.step)
 
     def validated(self, step: int, loss: float) -> None:
@@ -115,13 +125,15 @@ def searching() -> Callable[[RaceStep], None]:
     def tell(now: RaceStep) -> None:
         if now.heat == 1 and now.step == 0:
             share = now.budget / now.total
-            print(f"searching: at most {now.budget:.0f} steps, {share:.0%} of the training", file=sys.stderr)
+            print(
+                phrase("R-searching-at-most-steps-training", budget=now.budget, share=share), file=sys.stderr
+            )
         if now.heat == 1 and now.step == MEASURED:
             # The first step takes longer than others.
             began.append(time.monotonic())
         if now.heat == 1 and now.step == 2 * MEASURED:
             minutes = (time.monotonic() - began[0]) / MEASURED * (now.budget - now.spent) / 60
-            print(f"that takes about {minutes:.2g} minutes at most", file=sys.stderr)
+            print(phrase("R-takes-about-minutes-at-most", minutes=minutes), file=sys.stderr)
         if now.step == 0:
             print(now, file=sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import Any
 from .. import processes
 from ..errors import DivergedError, FileFormatError, TrainError
 from ..files.json_text import parse_json
-from ..messages import number_of
+from ..messages import phrase
 from ..ranks.gradients import Loss
 from ..ranks.plan import table
 from .feed import Batches, Feed, first_of, times_larger
@@ -91,7 +91,7 @@ class RaceStep:
     """The steps of the training."""
 
     def __str__(self) -> str:
-        return f"heat {self.heat} of at most {self.of}, {self.name} at {self.lr:g}"
+        return phrase("R-heat-at-most-at", heat=self.heat, of=self.of, name=self.name, lr=self.lr)
 
 
 @dataclass(frozen=True)
@@ -126,40 +126,40 @@ class Race:
 
     def verdict(self) -> str:
         """The choice and the reason for it, in a sentence."""
-        won, taken = self.winner, f"{self.name} at {self.lr:g}"
-        cost = f"{self.spent:.0f} steps spent of {self.budget:.0f}"
+        won, taken = self.winner, phrase("R-at-2", name=self.name, lr=self.lr)
+        cost = phrase("R-steps-spent", spent=self.spent, budget=self.budget)
         if won is None:
-            return f"nothing was searched: {self.budget:.0f} steps are too few for two heats"
-        words = [f"{taken}: {won.loss:.4g} held out after {number_of(won.steps, 'step')}"]
+            return phrase("R-nothing-was-searched-steps-too", budget=self.budget)
+        words = [phrase("R-held-out-after", taken=taken, loss=won.loss, steps=won.steps)]
         # Compare with another entrant if there is one, else with another rate.
         beaten = [heat for heat in self.heats if heat.name != won.name] or [
             heat for heat in self.heats if heat.lr != won.lr
         ]
         if beaten:
             next_best = min(beaten, key=lambda heat: heat.loss)
-            words.append(f"{next_best.name} came to {next_best.loss:.4g} at {next_best.lr:g}")
+            words.append(phrase("R-came-at", name=next_best.name, loss=next_best.loss, lr=next_best.lr))
         rates = sorted(heat.lr for heat in self.heats if heat.name == won.name)
         if won.lr in (rates[0], rates[-1]) and len(rates) > 1:
             end, other = ("lowest", "lower") if won.lr == rates[0] else ("highest", "higher")
-            words.append(f"it is the {end} rate that was tried, and a {other} one may be better")
+            words.append(phrase("R-rate-was-tried-one-may", end=end, other=other))
         if not won.loss < self.start:
-            words.append(f"no loss fell below the {self.start:.4g} before any step")
+            words.append(phrase("R-no-loss-fell-below-before", start=self.start))
         return "; ".join([*words, cost])
 
     def missed(self) -> list[str]:
         """Lines that say which kinds did not race, and why; none where all raced."""
-        short = [f"too few steps to race: {', '.join(self.left_out)}"] if self.left_out else []
-        return [*short, *(f"not raced: {kind}" for kind in self.unsuited)]
+        short = [phrase("R-too-few-steps-race", left_out=self.left_out)] if self.left_out else []
+        return [*short, *(phrase("R-not-raced", kind=kind) for kind in self.unsuited)]
 
     def __str__(self) -> str:
         """The verdict, and a table of the heats with the best first."""
         order = sorted(self.heats, key=lambda heat: heat.loss)
-        head = ("heat", "parameters", "rate", "steps", "held-out loss")
+        head = ("heat", "parameters", "rate", "steps", phrase("R-held-out-loss"))
         lines = [
             (heat.name, f"{heat.parameters:,}", f"{heat.lr:g}", str(heat.steps), f"{heat.loss:.4f}")
             for heat in order
         ]
-        notes = [f"{self.start:.4f} before any step"] if self.heats else []
+        notes = [phrase("R-before-any-step", start=self.start)] if self.heats else []
         return "\n".join(
             [self.verdict(), *(table((head, *lines), texts=1) if lines else ()), *notes, *self.missed()]
         )
@@ -174,7 +174,7 @@ class Race:
         try:
             read: Any = parse_json(text)
             if read.pop("form") != FORM:
-                raise ValueError("another version of the form")
+                raise ValueError(phrase("R-another-version-form"))
             read["heats"] = tuple(Heat(**heat) for heat in read["heats"])
             read["left_out"] = tuple(map(str, read["left_out"]))
             read["unsuited"] = tuple(map(str, read.get("unsuited", ())))

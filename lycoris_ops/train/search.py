@@ -20,6 +20,7 @@ from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
 from ..files.writing import new_files
 from ..maths.chance import Chance
 from ..maths.shapes import Shape, factorization, flat_shape
+from ..messages import phrase
 from ..ranks.choice import plan_ranks
 from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
@@ -79,8 +80,8 @@ class Searched:
     def __str__(self) -> str:
         if self.race is None:
             return ""
-        before = f" (from {self.file.name}, not raced again)" if self.file else ""
-        return f"searched: {self.race.verdict()}{before}"
+        before = f" {phrase('R-from-not-raced-again', name=self.file.name)}" if self.file else ""
+        return phrase("R-searched", verdict=self.race.verdict(), before=before)
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _whole_lokr(inputs: _Given) -> Callable[[], LycorisNetwork] | str | None:
     if not _shapes(net):
         return None
     if not fitting:
-        return f"needs {min(sizes.values()):,} parameters, and the budget is {rest:,}"
+        return phrase("R-needs-parameters-budget", values=min(sizes.values()), rest=rest)
     factor = max(fitting, key=lambda factor: sizes[factor])
 
     def make() -> LycorisNetwork:
@@ -456,7 +457,10 @@ def _about(net: LycorisNetwork, options: TrainOptions, first: Any, held: Sequenc
     own["settings"] = {name: value for name, value in options.settings.items() if name not in NOT_DECIDING}
     data: Mapping[str, Sequence[Sketch]] = options.data
     if not data:
-        data = {"batches": sketches([tensors_of(first)]), "held out": sketches(map(tensors_of, held))}
+        data = {
+            "batches": sketches([tensors_of(first)]),
+            "held out": sketches(map(tensors_of, held)),
+        }
     return {
         "search": options.search,
         "share": options.search_share,

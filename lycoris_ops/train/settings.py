@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, cast, get_args, get_type_hints
 from ..algorithms import ALGORITHMS, declaring
 from ..algorithms.training import Trained
 from ..errors import LycorisError, unknown_name
-from ..messages import either
+from ..messages import either, phrase
 
 MemberForm = Literal["auto", "bypass", "rebuilt"]
 Axis = Literal["output", "input"]
@@ -134,9 +134,7 @@ class LayerSettings:
                 key=where,
                 got=str(self.algorithm),
                 expected=either(trainable()),
-                hint="A kind that cannot begin a training can go on from a file of it, given as weights"
-                if self.algorithm in ALGORITHMS
-                else None,
+                hint=phrase("R-kind-cannot-begin-training-can") if self.algorithm in ALGORITHMS else None,
             )
         kinds = get_type_hints(type(self))
         for name, choices in (("form", get_args(MemberForm)), ("dora", (*get_args(Axis), None))):

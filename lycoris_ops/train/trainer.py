@@ -27,7 +27,7 @@ from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..maths.divided import own_part, part_of, put
 from ..maths.tensors import norm
-from ..messages import either
+from ..messages import either, phrase
 from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
 from .feed import Batches, DataPosition, Feed, batches_of, moved, no_validation
@@ -135,7 +135,8 @@ class Trainer:
             raise TrainError(
                 "E-optimiser-averages-and-schedule",
                 optimiser=options.optimiser,
-                got=f"schedule {options.schedule}" + (f", ema {options.ema:g}" if options.ema else ""),
+                got=phrase("R-schedule", schedule=options.schedule)
+                + (phrase("R-ema", ema=options.ema) if options.ema else ""),
             )
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
         if self.copies.sharded and not self.family.elementwise:

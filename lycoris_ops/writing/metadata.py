@@ -28,7 +28,10 @@ def check_text(entries: Mapping[str, Any], error: type[LycorisError] = LycorisEr
     for name, value in entries.items():
         if not (value is None or isinstance(value, str)):
             raise error(
-                "metadata must be text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"'
+                "E-metadata-not-a-text",
+                key=f"metadata[{name!r}]",
+                got=repr(value),
+                expected=f'"{value}"',
             )
 
 

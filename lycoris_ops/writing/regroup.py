@@ -17,6 +17,7 @@ from ..algorithms.checks import a_layer
 from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows
+from ..messages import phrase
 from ..names.relation import LookedUp
 from ..names.to_write import LayerToWrite
 from ..reading.adapter import Adapter
@@ -73,7 +74,7 @@ class Regrouper:
             raise LayerError(
                 "E-kind-rows-not-small",
                 algorithm=a_layer(source.algorithm),
-                got=", ".join(f"rows {start} to {stop}" for start, stop in ranges),
+                got=", ".join(phrase("R-rows", start=start, stop=stop) for start, stop in ranges),
             )
         return layer
 

@@ -19,7 +19,7 @@ from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
-from ..messages import either, number_of
+from ..messages import either, number_of, phrase
 from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.layer_name import LayerName
 from ..names.relation import LookedUp, Relation
@@ -162,7 +162,7 @@ def save_adapter(
     changes = _changes(adapter, layers, loose, dtype, dialect_named)
     if writer.copies:
         copies = number_of(len(writer.copies), "layer that repeats others", "layers that repeat others")
-        changes += (f"{copies} left out",)
+        changes += (phrase("R-left-out", copies=copies),)
     return SaveResult(
         str(out),
         size,
@@ -182,7 +182,7 @@ def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     own = (layer for layer in layers if write.shares or not isinstance(layer, Sharing))
     faults = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in own)
     return tuple(
-        f"ComfyUI's own loader {fault}: {number_of(count, f'{kind} layer')}. Load LoRA / LyCORIS reads it"
+        phrase("R-comfyui-s-own-loader-load", fault=fault, count=number_of(count, f"{kind} layer"))
         for (kind, fault), count in faults.items()
         if fault
     )
@@ -288,18 +288,18 @@ def _changes(
     joined = sum(len(m.planned.sources) for m in from_many)
     dropped = _dropped(adapter, loose)
     lines = [
-        (adapter.dialect != dialect, f"names of {adapter.dialect} to {dialect}"),
-        (dtype is not None, f"factors in {str(dtype).removeprefix('torch.')}"),
+        (adapter.dialect != dialect, phrase("R-names-2", dialect=adapter.dialect, dialect_2=dialect)),
+        (dtype is not None, phrase("R-factors", removeprefix=str(dtype).removeprefix("torch."))),
         (
             bool(partial),
-            f"{number_of(len(cut), 'layer')} split or padded to the dialect's layers, now {len(partial)}",
+            phrase("R-split-or-padded-dialect-s", count=len(cut), count_2=len(partial)),
         ),
-        (bool(from_many), f"{number_of(joined, 'layer')} joined into {len(from_many)}"),
+        (bool(from_many), phrase("R-joined-into", joined=joined, count=len(from_many))),
         *((True, _counted(remark, count)) for remark, count in remarks.items()),
-        (bool(with_alpha), f"alpha written for {number_of(len(with_alpha), 'layer')} without one"),
-        (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
-        (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
-        (dropped > 0, f"{number_of(dropped, 'unknown key')} left out"),
+        (bool(with_alpha), phrase("R-alpha-written-without-one", count=len(with_alpha))),
+        (bool(corrected), phrase("R-alpha-corrected", count=len(corrected))),
+        (bool(loose), phrase("R-copied-unchanged-embeddings-or-no", count=len(loose))),
+        (dropped > 0, phrase("R-left-out-2", dropped=dropped)),
     ]
     return tuple(text for holds, text in lines if holds)
 

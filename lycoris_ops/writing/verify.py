@@ -15,6 +15,7 @@ from ..files.memory_file import MemoryFile
 from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.tensor_file import Fingerprint, open_file, read_exactly
 from ..layers.same import difference
+from ..messages import phrase
 from ..reading.load import read_adapter
 
 NAMED = 3
@@ -46,7 +47,9 @@ def check_written(
         adapter = read_adapter(held, config, TensorCache(0))
         if set(adapter.info) != set(layers) or not set(loose) <= set(adapter.file.tensors):
             strange = sorted(set(adapter.info).symmetric_difference(layers))
-            raise LayerError("E-written-layers-differ", got=", ".join(strange[:NAMED]) or "other keys")
+            raise LayerError(
+                "E-written-layers-differ", got=", ".join(strange[:NAMED]) or phrase("R-other-keys")
+            )
         for name, layer in layers.items():
             if wrong := difference(layer, adapter.layer(name, keep=False)):
                 raise LayerError("E-written-layer-differs", name=name, wrong=wrong)

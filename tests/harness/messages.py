@@ -16,6 +16,8 @@ PACKAGES = ("lycoris_ops", "lycoris_nodes")
 BASE = "LycorisError"
 NAMED = "unknown_name"
 """The function that makes the error for a name that is none of the known ones."""
+PASSED = "error"
+"""The parameter by which a function gets the class of its error."""
 SIMILAR = "Take one of the names that it lists; it asks about the most similar one."
 COMPUTED = "It says what was expected."
 
@@ -100,9 +102,10 @@ def raised(trees: Collection[ast.Module]) -> Iterator[tuple[str, str, ast.Call]]
             if name in kinds or name == NAMED:
                 kind = called_kind(given.get("error")) if name == NAMED else name
                 yield from ((kind, words, call) for words in spoken(call.args[0]))
-            elif name in makers:
+            elif name in makers or name == PASSED:
                 words = (words for argument in call.args for words in spoken(argument))
-                yield from ((makers[name], code, call) for code in words if code.startswith("E-"))
+                kind = makers.get(name, BASE)
+                yield from ((kind, code, call) for code in words if code.startswith("E-"))
 
 
 def plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import defaultdict
 from string import Formatter
@@ -12,8 +13,10 @@ import pytest
 import lycoris_ops as lyc
 from lycoris_ops import messages
 from lycoris_ops.errors import FileFormatError
+from tests.harness.facts import ROOT
 from tests.harness.messages import called, known_texts, raised, sources, spoken
 
+CODE = re.compile(r"\b([ER](?:-[a-z0-9]+)+)")
 PARTS = {"problem", "got", "expected", "hint"}
 PLACES = {"file", "place", "key", "weight"}
 TEXTS = known_texts()
@@ -41,6 +44,13 @@ def names_in(text: str) -> set[str]:
 
 def values_of(code: str) -> set[str]:
     return set[str]().union(*map(names_in, TEXTS[code].values()))
+
+
+def test_the_library_has_the_texts_of_its_own_codes() -> None:
+    own = json.loads((ROOT / "lycoris_ops" / "messages.json").read_text(encoding="utf-8"))
+    scripts = [file.read_text(encoding="utf-8") for file in sources() if "lycoris_ops" in file.parts]
+    codes = {code for script in scripts for code in CODE.findall(script) if code in TEXTS}
+    assert codes and sorted(codes - own.keys()) == []
 
 
 def test_every_code_has_a_text_and_every_text_a_code() -> None:

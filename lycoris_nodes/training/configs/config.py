@@ -14,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from ....lycoris_ops import ALGORITHMS as KINDS
-from ....lycoris_ops import LycorisError, discover
+from ....lycoris_ops import LycorisError, discover, phrase
 from ...schema.checks import places, ranges
 from ..data.targets import GAMMA
 from ..node.schema import inputs
@@ -362,7 +362,7 @@ def translated(text: str) -> Translated:
         return Translated(trainer.NAME, values, config.pictures, [*config.notes, *left])
     raise LycorisError(
         "E-config-in-another-file" if "config_file" in table else "E-config-trainer-unknown",
-        got=", ".join(map(str, list(table)[:6])) or "an empty text",
+        got=", ".join(map(str, list(table)[:6])) or phrase("R-empty-text"),
         expected=", ".join(f"{trainer.NAME} ({trainer.FORM})" for trainer in known),
         named=table.get("config_file"),
     )
@@ -386,7 +386,7 @@ def _table(text: str) -> dict[str, Any]:
                 raise LycorisError("E-config-too-many-values", most_values=MOST_VALUES)
             return cast("dict[str, Any]", values_read)
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
-    raise LycorisError("E-config-not-a-config", got=wrong.get("a command line", wrong.get(likely)))
+    raise LycorisError("E-config-not-a-config", got=wrong.get(phrase("R-command-line"), wrong.get(likely)))
 
 
 def _count(value: Any, known: dict[int, float]) -> float:

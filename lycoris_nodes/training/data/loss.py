@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....lycoris_ops import TrainError
+from ....lycoris_ops import TrainError, phrase
 from ...host.families.times import Times
 from ...host.page import end_if_interrupted
 from ...host.sampling import ends_in_noise
@@ -136,8 +136,8 @@ class DiffusionLoss:
             raise TrainError(
                 "E-noise-offset-not-for-model",
                 key="noise_offset",
-                got=f"a model of {kind.name}"
-                + (" that learns brightness from a last step of pure noise (zsnr)" if noise_alone else ""),
+                got=phrase("R-model-2", name=kind.name)
+                + (f" {phrase('R-learns-brightness-from-last-step')}" if noise_alone else ""),
             )
         if self.loss_type == "huber" and self.delta <= 0:
             raise TrainError("E-huber-from-0", key="huber_c", got=f"{self.delta:g}")

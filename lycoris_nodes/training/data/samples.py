@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....lycoris_ops import Sketch, TrainError, located, number_of, sketches
+from ....lycoris_ops import Sketch, TrainError, located, phrase, sketches
 from ...host.families.family import Family
 from ...host.sampling import NOISE_MASK
 from ...host.training import held
@@ -181,16 +181,16 @@ def described(samples: Sequence[Sample], size: int) -> str:
     sizes = Counter(_size(sample) for sample in samples)
     listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
     batches = len(batches_of(samples, size))
-    text = f"{number_of(len(samples), 'latent')} ({listed}), batches in an epoch: {batches}"
+    text = phrase("R-batches-epoch", count=len(samples), listed=listed, batches=batches)
     if size > 1 and batches == len(samples) > 1:
-        text += f"; no two fit in one batch of {size}: their sizes or the lengths of their captions differ"
+        text += phrase("R-no-two-fit-one-batch", size=size)
     strengths = [sample.strength for sample in (samples[0], *samples[0].others)]
     if len(strengths) > 1:
-        text += f"; each step trains at the strengths {', '.join(f'{strength:g}' for strength in strengths)}"
+        text += phrase("R-each-step-trains-at-strengths", value=[f"{strength:g}" for strength in strengths])
     if masked := sum(sample.mask is not None for sample in samples):
-        text += f"; {masked} with a mask"
+        text += phrase("R-mask-2", masked=masked)
     if partly := sum(sample.latent.noise_mask is not None for sample in samples):
-        text += f"; {partly} partly given to the model, which does not learn that part"
+        text += phrase("R-partly-given-model-does-not", partly=partly)
     return text
 
 
@@ -294,7 +294,7 @@ def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] 
                 raise TrainError(
                     "E-latent-mask-unusable",
                     noise_mask=NOISE_MASK,
-                    got=str(list(mask.shape)) if isinstance(mask, Tensor) else "several parts",
+                    got=str(list(mask.shape)) if isinstance(mask, Tensor) else phrase("R-several-parts"),
                 )
             yield from _for_each(_planes(mask), count, NOISE_MASK, name)
 
@@ -313,8 +313,8 @@ def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list
     if not any(latent.get(NOISE_MASK) is not None and not _is_given(latent) for latent in latents):
         return []
     if masks:
-        return [f"the {NOISE_MASK} of {name} is not used, because masks are linked"]
-    return [f"the {NOISE_MASK} of {name} is their mask"]
+        return [phrase("R-not-used-because-masks-linked", noise_mask=NOISE_MASK, name=name)]
+    return [phrase("R-their-mask", noise_mask=NOISE_MASK, name=name)]
 
 
 def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
@@ -324,9 +324,9 @@ def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
     others = said - {None, family.guidance}
     if family.guidance is None:
         return []
-    line = f"losses are at a guidance of {family.guidance:g}, at which {family.name} is usually trained"
+    line = phrase("R-losses-at-guidance-at-usually", guidance=family.guidance, name=family.name)
     if others:
-        line += f"; the guidance of the captions ({', '.join(sorted(map(str, others)))}) is for sampling"
+        line += phrase("R-guidance-captions-sampling", str=sorted(map(str, others)))
     return [line]
 
 
@@ -336,4 +336,4 @@ def _size(sample: Sample) -> str:
 
 def _numbered(name: str, number: int, count: int) -> located:
     """Name in errors which of several items it was."""
-    return located(place=f"{name}, number {number} of {count}")
+    return located(place=phrase("R-number", name=name, number=number, count=count))

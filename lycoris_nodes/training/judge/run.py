@@ -23,9 +23,9 @@ from ....lycoris_ops import (
     acting,
     judge,
     judgement_picture,
-    number_of,
     paragraph,
     parse_values,
+    phrase,
     resolve,
 )
 from ...host.page import end_if_interrupted
@@ -77,7 +77,7 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)
     shapes = weight_shapes(asked.model, asked.clip)
-    for entry in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
+    for entry in resolve(Stack(entries), shapes, absent_because=phrase("R-no-clip-linked")).entries:
         # Check each alone: an adapter that fits nothing would pass beside one that fits.
         Resolution((entry,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
@@ -136,20 +136,20 @@ def run_judge(asked: Asked, tell: Callable[[str, int, int], None]) -> Judged:
     likeness = _likeness(asked, pictures, len(prompts)) if asked.clip_vision is not None else {}
     if len(likeness) > 1:
         chosen = max(likeness, key=lambda pair: likeness[pair].score)
-        words = "of these it is nearest to the data" + (" with least drift" if others else "")
+        words = phrase("R-these-nearest-data") + (f" {phrase('R-least-drift')}" if others else "")
         judgement = replace(judgement, chosen=chosen, because=words)
     best = entries[judgement.best[0]]
     notes = [
-        *([] if judgement.helps else ["The stack has the nearest one"]),
+        *([] if judgement.helps else [phrase("R-stack-has-nearest-one")]),
         *expert_in_words(asked.expert, times, asked.because),
         *(
-            f"{name}: {number_of(count, 'layer')} for text encoders not judged, because no clip is linked"
+            phrase("R-text-encoders-not-judged-because", name=name, count=count)
             for name, count in networks.left_out.items()
         ),
         *guidance_in_words(family, asked.positive),
         *masks_in_words(asked.latents, asked.masks, "latents"),
     ]
-    data = f"data: {described(held, asked.batch_size)}"
+    data = phrase("R-data-2", held=described(held, asked.batch_size))
     lines, head = str(judgement).splitlines(), 1 + judgement.at_edge
     table = [f"{judgement.called(pair)}: {like}" for pair, like in likeness.items()]
     return Judged(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ....lycoris_ops import SAFETENSORS, TrainError
+from ....lycoris_ops import SAFETENSORS, TrainError, phrase
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, expert_of
 from ...host.families import family_named, family_of
@@ -23,7 +23,7 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
     `auto` takes it from the name of the model's file, as Apply LyCORIS Stack does. Raises TrainError where an
     expert is chosen for a model without experts.
     """
-    expert, why = told_expert(patcher, hidden) if choice == AS_FAMILY else (choice, "as chosen")
+    expert, why = told_expert(patcher, hidden) if choice == AS_FAMILY else (choice, phrase("R-chosen"))
     if expert in (None, ALL):
         return ALL, why
     if family_of(patcher.model).boundary is not None:
@@ -70,5 +70,5 @@ def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
     if expert == ALL:
         return []
     least, most = times.between
-    whose = f"the times of the {expert.replace(' ', '-')} expert, {because}"
-    return [f"noise at the times from {least:g} to {most:g}: {whose}"]
+    whose = phrase("R-times-expert", replace=expert.replace(" ", "-"), because=because)
+    return [phrase("R-noise-at-times-from", least=least, most=most, whose=whose)]

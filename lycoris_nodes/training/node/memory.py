@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ....lycoris_ops import LycorisError, TrainError
+from ....lycoris_ops import LycorisError, TrainError, phrase
 from ...host.families import family_of
 from ...host.page import io
 from ...host.weights import is_out_of_memory
@@ -47,13 +47,13 @@ def memory_advice(
 ) -> list[str]:
     """What takes less memory, the least costly first."""
     return [
-        *(["set `checkpointing` to on"] if not checkpointed else []),
+        *([phrase("R-set-checkpointing-on")] if not checkpointed else []),
         *(["lower `batch_size`"] if batch_size > 1 else []),
-        "lower the `resolution` in LyCORIS Training Pictures",
+        phrase("R-lower-resolution-lycoris-training-pictures"),
         *(["unlink `clip` and `captions`"] if encoder else []),
         *(["unlink `vae`"] if vae else []),
-        *(["set `optimiser` to adamw8bit"] if optimiser == "adamw" else []),
-        "load the model in fp8",
+        *([phrase("R-set-optimiser-adamw8bit")] if optimiser == "adamw" else []),
+        phrase("R-load-model-fp8"),
     ]
 
 

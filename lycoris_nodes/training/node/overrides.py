@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ....lycoris_ops import RuleError, without_comment
+from ....lycoris_ops import RuleError, phrase, without_comment
 
 WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 EXAMPLE = "*attn2*: algorithm lokr, factor 8"
@@ -34,9 +34,13 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
         pattern, colon, options = line.rpartition(":")
         pairs = [option.split() for option in options.split(",")]
         if not colon or not pattern.strip() or any(len(pair) != 2 for pair in pairs):
-            raise RuleError("E-overrides-line", key=f"line {number}", got=line, expected=EXAMPLE)
+            raise RuleError(
+                "E-overrides-line", key=phrase("R-line", number=number), got=line, expected=EXAMPLE
+            )
         if pattern.strip() in overrides:
-            raise RuleError("E-overrides-pattern-repeated", key=f"line {number}", got=pattern.strip())
+            raise RuleError(
+                "E-overrides-pattern-repeated", key=phrase("R-line", number=number), got=pattern.strip()
+            )
         overrides[pattern.strip()] = {name: _value(word) for name, word in pairs}
     return overrides
 
@@ -76,7 +80,7 @@ def sampled_as(text: str) -> list[Sampling]:
         if match is None:
             raise RuleError(
                 "E-sample-settings-not-understood",
-                key=f"sample_settings, line {number}",
+                key=phrase("R-sample-settings-line", number=number),
                 got=line,
                 expected=SAMPLE,
             )

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from ....lycoris_ops import TrainError
+from ....lycoris_ops import TrainError, phrase
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, Expert, expert_of
 from ...host.families import family_of
@@ -69,7 +69,7 @@ def _because(asked: Asked, expert: Expert, hidden: Any) -> str:
         raise TrainError(
             "E-expert-is-the-other", key=link, expert_told=expert_told, because=because, expert=expert
         )
-    return because or f"as it is linked to {link}"
+    return because or phrase("R-linked", link=link)
 
 
 def _check_pair(asked: Asked) -> None:
@@ -80,12 +80,14 @@ def _check_pair(asked: Asked) -> None:
         raise TrainError(
             "E-experts-do-not-match",
             key="low_noise_model",
-            got="the same model twice" if models[0] is models[1] else " and ".join(map(_in_words, kinds)),
+            got=phrase("R-same-model-twice")
+            if models[0] is models[1]
+            else " and ".join(map(_in_words, kinds)),
         )
     for name, neutral, what in (
-        ("expert", AS_FAMILY, "each model is trained at its own part of the noise"),
-        ("resume_from", "", "a checkpoint belongs to one expert"),
-        ("clip", None, "text encoders are trained beside one model"),
+        ("expert", AS_FAMILY, phrase("R-each-model-trained-at-own")),
+        ("resume_from", "", phrase("R-checkpoint-belongs-one-expert")),
+        ("clip", None, phrase("R-text-encoders-trained-beside-one")),
     ):
         if getattr(asked, name) != neutral:
             raise TrainError(

@@ -25,6 +25,7 @@ from ....lycoris_ops import (
     faults_in_comfy,
     join_networks,
     paragraph,
+    phrase,
     search_network,
     train_network,
 )
@@ -388,27 +389,27 @@ def _report(job: Job, prepared: Prepared, built: Built, result: TrainResult) -> 
             *str(replace(result, **paths)).splitlines(),
             *sought[:1],
             *expert_in_words(asked.expert, loss.times, job.because),
-            *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
+            *([phrase("R-went-on-other-settings", value="; ".join(changed))] if changed else []),
             *([left_in_words(run.other, job.data)] if run.other else []),
-            *([f"began beside {run.beside}, which trains this name now"] if run.beside else []),
+            *([phrase("R-began-beside-trains-name-now", beside=run.beside)] if run.beside else []),
             *guidance_in_words(family, captions),
             *masks_in_words(asked.latents, asked.masks, "latents"),
             *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
-            *(["regularisation_latents are left out, because prior_weight is 0"] if left_out else []),
+            *([phrase("R-regularisation-latents-left-out-because")] if left_out else []),
             *masks_in_words(asked.validation_latents, (), "validation_latents"),
             *faults_in_comfy(layers, asked.dialect),
-            *([f"{rough} samples are rough: the VAE had no room"] if rough else []),
-            "to train further: raise steps and turn on resume",
+            *([phrase("R-samples-rough-vae-had-no", rough=rough)] if rough else []),
+            phrase("R-train-further-raise-steps-turn"),
             # The box folds what follows an empty line.
             "",
             *sought[1:],
-            f"model: {family.name}; defaults of {family.source}",
-            f"data: {described(samples, size)}",
-            *([f"preserved: {described(prepared.prior, size)}"] if prepared.prior else []),
-            *([f"held out: {described(prepared.held, size)}"] if prepared.held else []),
-            f"rate: {rate_in_words(built.options, built.text_rate)}",
-            f"loss: {loss_in_words(loss, masked=masked)}",
-            f"memory: {memory_in_words(prepared.session, scaled=bool(built.options.scaled))}",
+            phrase("R-model-defaults", name=family.name, source=family.source),
+            phrase("R-data", samples=described(samples, size)),
+            *([phrase("R-preserved", prior=described(prepared.prior, size))] if prepared.prior else []),
+            *([phrase("R-held-out-2", held=described(prepared.held, size))] if prepared.held else []),
+            phrase("R-rate", options=rate_in_words(built.options, built.text_rate)),
+            phrase("R-loss", loss=loss_in_words(loss, masked=masked)),
+            phrase("R-memory", session=memory_in_words(prepared.session, scaled=bool(built.options.scaled))),
             *built.network.report.splitlines(),
         ]
     )
@@ -448,10 +449,10 @@ def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
         if run.state and error.file == str(run.state.path):
             # With text encoders all layers have other names.
             theirs, ours = (bool(sketches.get("captions")) for sketches in (run.state.data, data))
-            same = "give it the same inputs"
+            same = phrase("R-give-same-inputs")
             if theirs is not ours:
-                same = f"{'link' if theirs else 'unlink'} `clip` and `captions`, as they were"
-            error.values["hint"] = f"The training {run.in_words}. To resume it, {same}. {ANEW}"
+                same = phrase("R-clip-captions-they-were", value="link" if theirs else "unlink")
+            error.values["hint"] = phrase("R-training-resume", in_words=run.in_words, same=same, anew=ANEW)
         raise
 
 
@@ -619,7 +620,7 @@ def _prompts(
             if any(side % grid or not side for side in size):
                 raise TrainError(
                     "E-size-not-for-model",
-                    key=f"sample_settings, line {number}",
+                    key=phrase("R-sample-settings-line", number=number),
                     grid=grid,
                     got="{} x {}".format(*size),
                 )

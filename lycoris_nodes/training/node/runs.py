@@ -27,6 +27,7 @@ from ....lycoris_ops import (
     is_vacant,
     new_files,
     newest_state,
+    phrase,
     running_in,
     state_at,
 )
@@ -92,7 +93,7 @@ class Run:
         """How far the training got."""
         if self.state is None:
             return ""
-        return f"{self.output.stem} stopped at step {self.state.step} of {self.state.of}"
+        return phrase("R-stopped-at-step", stem=self.output.stem, step=self.state.step, of=self.state.of)
 
     @property
     def is_whole(self) -> bool:
@@ -268,7 +269,7 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
             file=shown_path(folder),
             key="resume_from",
             got=checkpoint,
-            expected=", ".join(known) or "a checkpoint, but there is none",
+            expected=", ".join(known) or phrase("R-checkpoint-but-there-none"),
         )
     return state_at(known[name])
 
@@ -346,7 +347,7 @@ def differences(
     names = [name for name in dict.fromkeys((*ours, *theirs)) if name not in unknown]
     pairs = [(name, theirs.get(name, ABSENT), ours.get(name, ABSENT)) for name in names]
     return [
-        f"{name} was {_shown(name, before)} and is {_shown(name, now)}"
+        phrase("R-was", name=name, name_2=_shown(name, before), name_3=_shown(name, now))
         for name, before, now in pairs
         if before != now
     ]
@@ -452,4 +453,4 @@ def check_room_for(output: Path, net: LycorisNetwork, numbered: int) -> None:
     """Raise WriteError unless the disk has room for all files of a training with so many numbered
     checkpoints."""
     size = sum(4 * parameter.numel() for parameter in net.parameters())
-    check_room(output, size * (1 + STATES * (AT_ONCE + numbered)), "what the training would write")
+    check_room(output, size * (1 + STATES * (AT_ONCE + numbered)), phrase("R-what-training-would-write"))

@@ -17,6 +17,7 @@ from ....lycoris_ops import (
     LycorisError,
     Stack,
     optimisers,
+    phrase,
     resolve,
     sketches,
     with_lora_plus,
@@ -91,7 +92,8 @@ def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
         raise LycorisError(
             "E-training-from-weighted-adapter",
             file=names,
-            got=f"strength {entry.strength:g}" + (" and block rules" if entry.rules is not None else ""),
+            got=phrase("R-strength", strength=entry.strength)
+            + (f" {phrase('R-block-rules')}" if entry.rules is not None else ""),
         )
     resolve(stack, weight_shapes(model, clip), absent_because="no `clip` is linked").check()
     return entry.adapter

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ....lycoris_ops import TrainError, parse_values
+from ....lycoris_ops import TrainError, parse_values, phrase
 from ...host.sampling import empty_latent
 from ...stacks.rows import LARGEST, STRENGTHS
 from ..data.loss import Guide, Sample
@@ -81,7 +81,8 @@ def _check_ends(asked: Asked) -> None:
     for number in range(max(len(less), len(more))):
         if less[number % len(less)] == more[number % len(more)]:
             raise TrainError(
-                "E-slider-ends-same-prompt", key=f"more, number {number % len(more) + 1} of {len(more)}"
+                "E-slider-ends-same-prompt",
+                key=phrase("R-more-number", number=number % len(more) + 1, count=len(more)),
             )
 
 
@@ -100,12 +101,13 @@ def _rows(samples: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]
         if any(opposed.latent.shapes != opposing[0].latent.shapes for opposed in opposing):
             raise TrainError(
                 "E-slider-sizes-differ",
-                key=f"latents, number {start + 1} to {start + len(opposing)}",
+                key=phrase("R-latents-number", start=start + 1, start_2=start + len(opposing)),
                 got=", ".join(str(list(opposed.latent.values.shape)) for opposed in opposing),
             )
         if all(torch.equal(opposed.latent.values, opposing[0].latent.values) for opposed in opposing):
             raise TrainError(
-                "E-slider-pictures-same", key=f"latents, number {start + 1} to {start + len(opposing)}"
+                "E-slider-pictures-same",
+                key=phrase("R-latents-number", start=start + 1, start_2=start + len(opposing)),
             )
         rows.append(replace(opposing[0], others=tuple(opposing[1:])))
     return rows

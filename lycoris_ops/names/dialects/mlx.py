@@ -24,6 +24,7 @@ from ...algorithms.factored import DORA
 from ...algorithms.lora import DOWN, UP, Lora
 from ...errors import FileFormatError, LayerError
 from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
+from ...messages import phrase
 from ...peft import ConfigFile
 from ...peft.config import ConfiguredLayer, Module, RankedConfig, WantedRank, common
 from ...peft.fields import Fields
@@ -92,7 +93,7 @@ def _scale(config: ConfigFile) -> float | None:
         return None
     fields = Fields(cast("dict[str, Any]", configured), config.path, "lora_parameters.")
     if "scale" not in fields:
-        raise fields.error("scale", "it is missing", None, "a finite number")
+        raise fields.error("scale", phrase("R-missing"), None, phrase("R-finite-number"))
     return fields.number("scale")
 
 

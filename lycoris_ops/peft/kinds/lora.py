@@ -16,6 +16,7 @@ from ...algorithms.factored import DORA, SPARSE
 from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ...errors import LayerError
 from ...maths.shapes import Shape
+from ...messages import phrase
 from ..config import (
     BiasedConfig,
     ConfiguredLayer,
@@ -203,9 +204,9 @@ def _start(fields: Fields) -> bool | str:
     why = next((why for begin, why in SHIFTED.items() if name.startswith(begin)), None)
     raise fields.error(
         "init_lora_weights",
-        f"the factors belong to a base weight that was changed at the start, and {why}"
+        phrase("R-factors-belong-base-weight-was", why=why)
         if why
-        else "a start of this name is unknown, and it may change the base weight",
+        else phrase("R-start-name-unknown-may-change"),
         value,
         ", ".join(["true", "false", *PLAIN, *STARTS]),
         CONVERT,

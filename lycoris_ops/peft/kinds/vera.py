@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...algorithms.vera import A, B, Vera
+from ...messages import phrase
 from ..config import LORA_ONLY, BiasedConfig, ConfiguredLayer, ConflictError, Module, Wanted, plain_tensors
 from ..fields import Fields
 
@@ -60,7 +61,7 @@ class VeraConfig(BiasedConfig[WantedVera]):
         b, a = members[0].wanted.projections
         for member in members:
             if not all(map(_same, (b, a), member.wanted.projections)):
-                raise ConflictError("E-peft-vera-projections", member, "other values", a=A, b=B)
+                raise ConflictError("E-peft-vera-projections", member, phrase("R-other-values"), a=A, b=B)
         sides = [(member.wanted.outputs, *member.wanted.weight[1:]) for member in members]
         for name, size, most in (
             (B, len(b), max(side[0] for side in sides)),

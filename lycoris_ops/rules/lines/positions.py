@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from ...errors import RuleError
+from ...messages import phrase
 from ..scene import Outcome, Scene, Value
 from ..values import number
 from . import Line
@@ -58,9 +59,9 @@ def read(text: str) -> Positions | None:
     for item in text.lstrip()[1:].split(","):
         match = ITEM.fullmatch(item)
         if not match:
-            raise RuleError("E-rule-percent-part", got=item.strip() or "nothing between two commas").at(
-                column
-            )
+            raise RuleError(
+                "E-rule-percent-part", got=item.strip() or phrase("R-nothing-between-two-commas")
+            ).at(column)
         try:
             value = number(match[4].strip())
         except RuleError as error:

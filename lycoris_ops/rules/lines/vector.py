@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import RuleError
+from ...messages import phrase
 from ...names.architectures import ARCHITECTURES
 from ...names.architectures.record import Vector
 from ..scene import Outcome, Scene, Value
@@ -44,7 +45,7 @@ class VectorLine(Line):
                 "E-vector-length-misfits",
                 count=len(self.entries),
                 got=self.text,
-                expected=" or ".join(known) or "rules by name: no vector is known for this model",
+                expected=" or ".join(known) or phrase("R-rules-name-no-vector-known"),
                 hint=BY_NAME,
             )
         drawn = self._drawn(seed)
@@ -107,5 +108,6 @@ def _checked(word: str, column: int) -> None:
         if INPUT.fullmatch(word):
             raise RuleError("E-vector-letter-without-number", got=word).at(column) from None
         raise RuleError(
-            "E-vector-entry-not-a-number", got=re.sub("\\s+", " ", word) or "nothing between two commas"
+            "E-vector-entry-not-a-number",
+            got=re.sub("\\s+", " ", word) or phrase("R-nothing-between-two-commas"),
         ).at(column) from None
