@@ -95,7 +95,7 @@ class Phrase:
     """A text that is kept by its code and values. `str` gives it in the language of the moment."""
 
     code: str
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
     def __str__(self) -> str:
         return phrase(self.code, **self.values)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from ...lycoris_ops import LycorisError, few, paragraph, phrase
+from ...lycoris_ops import LycorisError, Phrase, few, paragraph, phrase
 from ..host.page import is_in_prompt, running_node
 from .places import Unlike
 
-HINT = "Another node, such as HyperTile, changes the passes of the model"
+HINT = Phrase("R-other-node-changes-passes")
 
 
 class LeftWhole:

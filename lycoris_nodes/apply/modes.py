@@ -12,6 +12,7 @@ from ...lycoris_ops import (
     Geometry,
     LycorisError,
     Match,
+    Phrase,
     Slot,
     Stack,
     Tokens,
@@ -29,11 +30,18 @@ from .bypass import plans_of
 from .places import tokens_by_path
 from .uncalled import used_uncalled
 
-SCHEDULED = "its strength follows a schedule"
-PLACED = "its strength differs over places or pictures"
-UNKNOWN = "its strength is the same at all places, because the places of this model's tokens are not known"
-AT_NO_PLACE = "it acts on the text, the time or the sound, for all places at once, and `text` is off"
+SCHEDULED = Phrase("R-strength-scheduled")
+PLACED = Phrase("R-strength-placed")
+UNKNOWN = Phrase("R-places-unknown")
+AT_NO_PLACE = Phrase("R-at-no-place")
 
+WAYS = {
+    "merged": "R-way-merged",
+    "bypassed": "R-way-bypassed",
+    "left out": "R-way-left-out",
+    "unmasked": "R-way-unmasked",
+}
+"""How layers were applied, or why they were not, by the codes of the words."""
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
 """The adapter layers that change a weight or bias, by its key."""
@@ -53,7 +61,7 @@ class Choice:
     """Module paths of layers that act at all places although they have a mask."""
     masked: list[tuple[Entry, Match]] = field(default_factory=list[tuple[Entry, Match]])
     """Adapter layers that act at no place, which their masks leave out."""
-    why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    why: dict[tuple[str, str | Phrase], list[str]] = field(default_factory=dict)
     """Module paths by ("merged", "bypassed", "left out" or "unmasked", the reason). The reason is "" if the
     user chose the mode."""
 
@@ -169,7 +177,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
 
     `stack` is the given stack, with both adapters of its pairs.
     """
-    why: dict[tuple[str, str], list[str]] = {}
+    why: dict[tuple[str, str | Phrase], list[str]] = {}
     for choice in choices:
         for way, paths in choice.why.items():
             why.setdefault(way, []).extend(paths)
@@ -177,26 +185,22 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
     bypassed = total.get("bypassed", 0)
     if mode == "merge" and not bypassed and not total.keys() & {"left out", "unmasked"}:
         return ""
-    layers = "layer" if bypassed == 1 else "layers"
-    lines = [
-        phrase(
-            "R-mode-bypassed-merged", mode=mode, bypassed=bypassed, layers=layers, get=total.get("merged", 0)
-        )
-    ]
+    lines = [phrase("R-mode-bypassed-merged", mode=mode, bypassed=bypassed, merged=total.get("merged", 0))]
     for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
         if reason:
-            lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
+            words = phrase(WAYS[way], layers=len(paths), reason=reason, paths=few(paths))
+            lines.append(f"  {words}")
     if bypassed:
         # Save Merged Model refuses stacks with schedules, masks or pairs.
         constant = not any(entry.schedule or entry.where or entry.low_noise for entry in stack)
         lines.append(
-            f"  {phrase('R-comfyui-s-own-nodes-save', bypassed=bypassed, layers=layers)}"
+            f"  {phrase('R-comfyui-s-own-nodes-save', bypassed=bypassed)}"
             + (f" {phrase('R-save-merged-model-writes-whole')}" if constant else "")
         )
     return paragraph(lines)
 
 
-def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
+def _mean_taken(path: str, reason: str | Phrase, *, placed: bool, strict: bool) -> str:
     """Why a layer takes the mean of its schedule, or is the same at all places.
 
     Raises LycorisError if `strict`.
@@ -211,7 +215,7 @@ def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
     return phrase("R-strength-2", reason=reason, instead=instead)
 
 
-def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
+def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str | Phrase]:
     """Whether a layer should be bypassed, and the reason; the reason is "" if the user chose the mode."""
     if mode != "auto":
         return mode == "bypass", ""
@@ -229,9 +233,9 @@ def _plan(
     path: str,
     shapes: Mapping[str, Sequence[int]],
     pairs: Pairs,
-    wanted: tuple[bool, str],
+    wanted: tuple[bool, str | Phrase],
     before: BypassPlan | None,
-) -> tuple[BypassPlan | None, str]:
+) -> tuple[BypassPlan | None, str | Phrase]:
     """The plan to bypass a layer, or None to merge it; and the reason.
 
     `wanted` is whether to bypass it, with the reason. `before` is the plan that earlier nodes gave it. Raises

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from ...lycoris_ops import TrainError, few
+from ...lycoris_ops import Phrase, TrainError, few
 from .clip import CLIPS, FILMS, FRAMES, is_film
 from .lists import LISTS, Lists, caption_of_json
 from .picture import PICTURES
@@ -38,10 +38,10 @@ REGULARISATION = re.compile(
 )
 """Folders of pictures for regularisation, as kohya-ss/sd-scripts and diffusers call them."""
 OTHERS = "left out"
-ALONE = "left out, because they are named as masks or references and have no caption of their own"
-REGULAR = "left out, because they are for regularisation, which takes a node of its own"
-FILMED = "clips, which this model does not learn"
-UNTOLD = "no captions were taken from"
+ALONE = Phrase("R-left-out-as-masks")
+REGULAR = Phrase("R-left-out-as-regularisation")
+FILMED = Phrase("R-clips-not-learned")
+UNTOLD = Phrase("R-no-captions-from")
 """Why files are not used."""
 HINTS = {
     FILMED: "Take a model that makes videos, or put pictures into the folder",
@@ -101,7 +101,7 @@ class PictureFolder:
 
     path: Path
     pictures: tuple[Found, ...]
-    left_out: Mapping[str, Sequence[str]]
+    left_out: Mapping[str | Phrase, Sequence[str]]
     """The names of files, folders and links that are not used, by the reason in words."""
 
     @classmethod
@@ -121,7 +121,8 @@ class PictureFolder:
     @classmethod
     def _of(cls, path: Path, *, clips: bool) -> PictureFolder:
         pictures: list[Found] = []
-        left_out: dict[str, list[str]] = {reason: [] for reason in (OTHERS, ALONE, REGULAR, FILMED, UNTOLD)}
+        reasons = (OTHERS, ALONE, REGULAR, FILMED, UNTOLD)
+        left_out: dict[str | Phrase, list[str]] = {reason: [] for reason in reasons}
         lists = Lists(path)
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
@@ -129,7 +130,7 @@ class PictureFolder:
         referenced: set[Path] = set()
         masks_for: dict[Path, list[Path]] = {}
 
-        def leave(reason: str, paths: Iterable[Path]) -> None:
+        def leave(reason: str | Phrase, paths: Iterable[Path]) -> None:
             left_out[reason] += [_below(file, path) for file in paths]
 
         for folder, folders, files in os.walk(path, onerror=_raised):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Stack
+from ...lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Phrase, Stack
 from ..host.page import io, progress
 from ..host.weights import compute_device
 from ..stacks.rows import LARGEST, STRENGTHS
@@ -17,13 +17,11 @@ STACK = io.Custom("LYCORIS_STACK")
 LORA_STACK = io.Custom("LORA_STACK")
 PLAN = io.Custom("LYCORIS_PLAN")
 
-UNLINKED = (
-    "No node is connected to the input `stack`, or the one that is connected is muted, bypassed or gave none."
-)
-NO_STACK = f"no stack arrived.\n{UNLINKED}"
-NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
-NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
-NOTHING_MERGED, NOTHING_RESIZED = f"Nothing was merged: {NO_STACK}", f"Nothing was resized: {NO_STACK}"
+NOTHING_CHANGED = Phrase("R-no-stack-nothing-changed")
+NOTHING_SAVED = Phrase("R-no-stack-nothing-saved")
+NOTHING_HANDED = Phrase("R-no-stack-nothing-handed-on")
+NOTHING_MERGED = Phrase("R-no-stack-nothing-merged")
+NOTHING_RESIZED = Phrase("R-no-stack-nothing-resized")
 
 
 def stack_input(tooltip: str) -> Any:

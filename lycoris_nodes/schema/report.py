@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...lycoris_ops import LycorisError, Picture, Stack, describe_fit, fit_verdict
+from ...lycoris_ops import LycorisError, Phrase, Picture, Stack, describe_fit, fit_verdict
 from ..host.files import shown_text
 from ..host.page import io, tell_page
 from .inputs import output
@@ -73,8 +73,8 @@ class Note:
 
 def with_report(
     *results: Any,
-    report: str,
-    brief: str | None = None,
+    report: str | Phrase,
+    brief: str | Phrase | None = None,
     state: str = "all",
     shown: Mapping[str, Any] | None = None,
     picture: Picture | None = None,
@@ -86,8 +86,8 @@ def with_report(
     the box shows it with the whole one folded below. `state` is as in `lyc.verdict`, or `all`. The box draws
     the `picture` in the colours of the page, and a `note` above the report once it is said.
     """
-    report = shown_text(report)
-    text = report if brief is None else shown_text(brief)
+    report = shown_text(str(report))
+    text = report if brief is None else shown_text(str(brief))
     full = (report,) if text != report else ()
     about = {"state": state, "whole": full, **({"drawing": picture.svg()} if picture else {})}
     output = {"text": (text,), "lycoris": (about,), **(shown or {})}

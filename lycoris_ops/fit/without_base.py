@@ -6,8 +6,9 @@ from ..algorithms.base import Parameter
 from ..algorithms.checks import a_layer
 from ..errors import LayerError
 from ..files.weights import Weights
+from ..messages import Phrase
 
-GIVE_BASE = "Give the model that the adapters are for (base; on the command line --base FILE)"
+GIVE_BASE = Phrase("R-give-base")
 """What to do where the model is needed."""
 
 

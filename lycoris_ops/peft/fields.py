@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
 from ..files.json_text import parse_json
-from ..messages import phrase
+from ..messages import Phrase, phrase
 
 MOST_COMPONENTS = 64
 """The most components of a pipeline that one metadata entry may describe. Pipelines have up to five."""
@@ -19,7 +19,7 @@ SHOWN = 80
 SHORT = reprlib.Repr()
 """Writes values on one line, without control characters, and cut off where they are long or deeply nested."""
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
-HINT = "Restore it, or remove it to apply the adapter at scale 1"
+HINT = Phrase("R-restore-configuration")
 
 
 def table_of(path: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def unreadable(
     key: str | None = None,
     got: str | None = None,
     expected: str | None = None,
-    hint: str = HINT,
+    hint: str | Phrase = HINT,
 ) -> FileFormatError:
     """The error for a configuration that cannot be followed."""
     return FileFormatError(
@@ -138,7 +138,9 @@ class Fields:
             for key, rows in lists.items()
         }
 
-    def error(self, name: str, why: str, got: Any, expected: str, hint: str = HINT) -> FileFormatError:
+    def error(
+        self, name: str, why: str, got: Any, expected: str, hint: str | Phrase = HINT
+    ) -> FileFormatError:
         """The error for a field whose value `got` cannot be followed."""
         return unreadable(
             why, self.file, key=f"{self._prefix}{name}", got=_shown(got), expected=expected, hint=hint

@@ -13,7 +13,7 @@ from ..errors import MatchError, located
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
-from ..messages import phrase
+from ..messages import Phrase, phrase
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
@@ -25,7 +25,7 @@ from ..reading.load import title_of
 from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
-OTHER_MODEL = "Choose another file or checkpoint"
+OTHER_MODEL = Phrase("R-choose-another-model")
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""

@@ -18,6 +18,7 @@ from ....lycoris_ops import (
     STATE,
     FoundState,
     LycorisNetwork,
+    Phrase,
     Sketch,
     TrainError,
     WriteError,
@@ -44,7 +45,7 @@ UNCHANGED = ("seed", "optimiser")
 """Settings that must stay for a training to resume. Model and layers are compared later."""
 USUAL = ("learning_rate", "rank", "alpha", "shift", "text_learning_rate")
 """Settings that are 0 where the node says `auto`."""
-ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
+ANEW = Phrase("R-how-to-begin-anew")
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""
