@@ -35,7 +35,9 @@ def check_used(
         what=what,
         got=pattern.text,
         expected=phrase("R-one-matches-such", value=" or ".join(near)) if near else None,
-        hint=phrase("R-cannot-be-adapted", value=refused[0] or "The model itself", refused=refused[1])
+        hint=phrase(
+            "R-cannot-be-adapted", module=refused[0] or phrase("R-model-itself-first"), why=refused[1]
+        )
         if refused
         else phrase("R-pattern-must-match-whole-path", text=pattern.text)
         if inner

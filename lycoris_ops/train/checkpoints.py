@@ -167,9 +167,7 @@ class Checkpoints:
                 raise WriteError(
                     "E-folder-of-another-training",
                     file=str(taken[0]),
-                    hint=phrase(
-                        "R-hoose-another-folder-or-allow", value="Resume from it, c" if states else "C"
-                    ),
+                    hint=phrase("R-resume-or-other-folder" if states else "R-other-folder-or-overwrite"),
                 )
             if overwrite:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}

@@ -478,7 +478,7 @@ class LycorisNetwork(nn.Module):
         beside = path == "" or any(member.startswith(f"{path}.") for member in self.members)
         if not own or not beside:
             return phrase("R-is", what=what)
-        return phrase("R-of-2", own=own[:LINES], what=what, value="is" if len(own) == 1 else "are")
+        return phrase("R-part-is" if len(own) == 1 else "R-parts-are", own=own[:LINES], what=what)
 
     def recipe(self) -> dict[str, Any]:
         """A description of the network as plain data for JSON: its seed, and each layer with its settings.

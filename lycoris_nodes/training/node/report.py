@@ -101,7 +101,5 @@ def memory_in_words(session: Session, *, scaled: bool) -> str:
     ]
     if session.fetching:
         lines.append(phrase("R-fetched-again", fetching=session.fetching))
-    lines.append(
-        phrase("R-computed", dtype=dtype_name(session.dtype), value=", with a scaled loss" if scaled else "")
-    )
+    lines.append(phrase("R-computed-scaled" if scaled else "R-computed", dtype=dtype_name(session.dtype)))
     return ", ".join(lines)

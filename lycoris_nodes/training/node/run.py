@@ -451,7 +451,7 @@ def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
             theirs, ours = (bool(sketches.get("captions")) for sketches in (run.state.data, data))
             same = phrase("R-give-same-inputs")
             if theirs is not ours:
-                same = phrase("R-clip-captions-they-were", value="link" if theirs else "unlink")
+                same = phrase("R-link-texts-again" if theirs else "R-unlink-texts-again")
             error.values["hint"] = phrase("R-training-resume", in_words=run.in_words, same=same, anew=ANEW)
         raise
 
