@@ -83,6 +83,7 @@ from .merge.method import MergeMethod as MergeMethod
 from .messages import Phrase as Phrase
 from .messages import add_language as add_language
 from .messages import add_messages as add_messages
+from .messages import language as language
 from .messages import languages as languages
 from .messages import number_of as number_of
 from .messages import phrase as phrase

@@ -117,7 +117,11 @@ class LycorisError(Exception):
         """Replace each text that this error brings along, such as the path of a file, by what `shown` returns
         for it."""
         for values in (vars(self), self.values):
-            values.update({name: shown(text) for name, text in values.items() if isinstance(text, str)})
+            for name, value in values.items():
+                if isinstance(value, str):
+                    values[name] = shown(value)
+                elif isinstance(value, Phrase):
+                    values[name] = value.shown_as(shown)
 
     def __str__(self) -> str:
         file, place, key, weight, got, expected, problem, hint = self._printable()

@@ -79,10 +79,15 @@ def texts_in(language: str) -> Texts:
     }
 
 
+def language() -> str:
+    """The language of the moment."""
+    asked = _asked.get() or _usual[0]()
+    return asked if asked in _others else ENGLISH
+
+
 def messages() -> Texts:
     """All texts by code, in the language of the moment."""
-    language = _asked.get() or _usual[0]()
-    return texts_in(language if language in _others else ENGLISH)
+    return texts_in(language())
 
 
 def phrase(code: str, **values: Any) -> str:
@@ -99,6 +104,11 @@ class Phrase:
 
     def __str__(self) -> str:
         return phrase(self.code, **self.values)
+
+    def shown_as(self, shown: Callable[[str], str]) -> Phrase:
+        """The same with `shown` of each text among the values."""
+        values = {name: shown(text) if isinstance(text, str) else text for name, text in self.values.items()}
+        return Phrase(self.code, values)
 
 
 Value = str | int | float | Sequence[str] | Sequence[int] | Exception | Phrase | None

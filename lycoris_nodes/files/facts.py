@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ...lycoris_ops import LycorisError, WriteError, about, adapter_stamp, new_files, peek_adapter
+from ...lycoris_ops import LycorisError, WriteError, about, adapter_stamp, language, new_files, peek_adapter
 from ..host.files import kept_folder
 from .beside import CLIPS, PICTURES, files_beside, notes_beside, trigger_words
 from .loras import lora_path
@@ -97,7 +97,8 @@ class _Kept:
         self._later: threading.Timer | None = None
 
     def of(self, path: str) -> Facts:
-        stamp = adapter_stamp(path)
+        # The facts have words of the language in which they were read.
+        stamp = f"{adapter_stamp(path)} {language()}"
         with self._lock:
             if self._found is None:
                 self._found = _read()

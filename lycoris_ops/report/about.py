@@ -35,17 +35,17 @@ BASES = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", 
 DATES = ("modelspec.date", "ss_training_finished_at", "ss_training_started_at")
 NOTES = ("modelspec.description", "modelspec.usage_hint", "ss_training_comment")
 FACTS = {
-    "title": "modelspec.title",
-    "author": "modelspec.author",
-    "license": "modelspec.license",
-    "resolution": "modelspec.resolution",
-    "steps": "ss_steps",
-    "epochs": "ss_epoch",
-    "pictures": "ss_num_train_images",
-    "clip skip": "ss_clip_skip",
-    "network": "ss_network_module",
+    "R-fact-title": "modelspec.title",
+    "R-fact-author": "modelspec.author",
+    "R-fact-license": "modelspec.license",
+    "R-fact-resolution": "modelspec.resolution",
+    "R-fact-steps": "ss_steps",
+    "R-fact-epochs": "ss_epoch",
+    "R-fact-pictures": "ss_num_train_images",
+    "R-fact-clip-skip": "ss_clip_skip",
+    "R-fact-network": "ss_network_module",
 }
-"""The label of each further fact that is shown, with its key in the metadata."""
+"""The code of each further fact's label, with its key in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def about(adapter: Adapter) -> About:
         tags=tuple(sum((Counter(tags) for tags in counts.values()), Counter[str]()).most_common(TAGS)),
         date=next((_date(text[key]) for key in DATES if text.get(key)), ""),
         notes=tuple(text[key] for key in NOTES if _says(text, key)),
-        facts=tuple((name, text[key]) for name, key in FACTS.items() if _says(text, key)),
+        facts=tuple((phrase(code), text[key]) for code, key in FACTS.items() if _says(text, key)),
         problems=(*problems, *_not_finite(adapter)),
     )
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import Formatter
 
@@ -16,6 +17,9 @@ PACKAGES = ("lycoris_ops", "lycoris_nodes")
 BASE = "LycorisError"
 NAMED = "unknown_name"
 """The function that makes the error for a name that is none of the known ones."""
+WORDS = re.compile(r"[A-Za-z]{2}\S* \S*[A-Za-z]{2}")
+PHRASES = ("phrase", "Phrase")
+"""What gives a text by its code."""
 PASSED = "error"
 """The parameter by which a function gets the class of its error."""
 SIMILAR = "Take one of the names that it lists; it asks about the most similar one."
@@ -54,6 +58,7 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
+@cache
 def known_texts() -> dict[str, dict[str, str]]:
     """The texts of both packages by code."""
     files = [ROOT / package / "messages.json" for package in PACKAGES]
@@ -150,8 +155,32 @@ def called_kind(given: ast.expr | None) -> str:
     return given.id if isinstance(given, ast.Name) else BASE
 
 
+def prose(where: Path) -> Iterator[str]:
+    """Texts of several words in the sources of a folder, which have no code."""
+    for file in sorted(where.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        silent = (node for node in ast.walk(tree) if _says_nothing(node))
+        apart = {id(part) for node in silent for part in ast.walk(node)}
+        yield from (
+            f"{file.name}:{node.lineno}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and id(node) not in apart and WORDS.search(str(node.value))
+        )
+
+
+def _says_nothing(node: ast.AST) -> bool:
+    """Whether the texts in a node are not for users: docstrings, types, and what a programmer did wrong."""
+    if isinstance(node, ast.Call) and called(node) == "cast":
+        return True
+    if isinstance(node, ast.Raise):
+        return isinstance(node.exc, ast.Call) and called(node.exc) in ("TypeError", "ValueError")
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
 def spoken(node: ast.expr | None) -> tuple[str, ...]:
     """The texts that an expression can be, with … for values; none where it has no words of its own."""
+    if isinstance(node, ast.Call) and called(node) in PHRASES:
+        return tuple(plain(known_texts()[code]["text"]) for code in spoken(node.args[0]))
     if isinstance(node, ast.IfExp):
         return spoken(node.body) + spoken(node.orelse)
     if isinstance(node, ast.BoolOp):

@@ -14,12 +14,15 @@ import lycoris_ops as lyc
 from lycoris_ops import messages
 from lycoris_ops.errors import FileFormatError
 from tests.harness.facts import ROOT
-from tests.harness.messages import called, known_texts, raised, sources, spoken
+from tests.harness.messages import called, known_texts, prose, raised, sources, spoken
 
 CODE = re.compile(r"\b([ER](?:-[a-z0-9]+)+)")
 PARTS = {"problem", "got", "expected", "hint"}
+WORDS = re.compile(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}")
 PLACES = {"file", "place", "key", "weight"}
 TEXTS = known_texts()
+LOCALES = ROOT / "locales"
+LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir() if folder.name != "en")
 TREES = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
 CALLS: dict[str, list[ast.Call]] = defaultdict(list)
 for _, code, call in raised(TREES):
@@ -81,6 +84,16 @@ def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
         assert given - used <= PARTS | PLACES | {"error", "meant"}, ast.unparse(call)
 
 
+def test_a_report_has_no_words_of_its_own() -> None:
+    assert list(prose(ROOT / "lycoris_ops" / "report")) == []
+
+
+def test_a_path_within_a_kept_text_is_shown_as_others_are() -> None:
+    error = lyc.LycorisError("E-file-absent", hint=lyc.Phrase("R-sentence", {"words": "/home/x/secret"}))
+    error.shown_as(lambda text: text.replace("/home/x/", "~/"))
+    assert error.hint == "~/secret."
+
+
 def test_a_text_is_filled_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     text = {
         "problem": "{names:or} of {key} for {count:layer|layers} and {other:part|parts}",
@@ -116,3 +129,25 @@ def test_texts_are_in_the_language_of_the_moment() -> None:
     finally:
         lyc.set_language(lambda: "en")
         messages._others.pop("test")
+
+
+def fields_of(text: str) -> list[tuple[str, str]]:
+    """The values of a text with their formats. Words for one and for several are a language's own."""
+    parts = Formatter().parse(text)
+    return sorted(
+        (name, "" if "|" in (spec or "") else spec or "") for _, name, spec, _ in parts if name is not None
+    )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_in_every_language_with_the_same_values(language: str) -> None:
+    own = json.loads((LOCALES / language / "main.json").read_text(encoding="utf-8"))["lycoris"]["texts"]
+    english = {(code, part): text for code, parts in TEXTS.items() for part, text in parts.items()}
+    others = {(code, part): text for code, parts in own.items() for part, text in parts.items()}
+    assert sorted(english.keys() - others.keys()) == [] and sorted(others.keys() - english.keys()) == []
+    assert [at for at, text in english.items() if fields_of(text) != fields_of(others[at])] == []
+    # Names, numbers and values alone are the same in all languages.
+    same = [text for at, text in english.items() if others[at] == text]
+    assert [
+        text for text in same if re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", text) and "pip" not in text
+    ] == []
