@@ -1,6 +1,7 @@
 """LoRA-family adapters on any torch weights: read, match, weight, stack, patch, merge, plan and train.
 
-The table below is the public surface. Importing it initialises no accelerator and needs no host application.
+The names imported below are the public API. The import initialises no accelerator and needs no host
+application.
 """
 
 # Import this before anything slow.

@@ -1,7 +1,7 @@
-"""Draw charts: series over axes, colour tables and rows of bars, below each other.
+"""Draw charts one below another: series over axes, colour tables and rows of bars.
 
-Most are as wide as a node of a graph. Pillow draws an image on white, at twice its displayed size; an SVG for
-a page takes the colour of the page's text.
+Most charts are as wide as a node of a graph. Pillow draws an image on white, at twice its displayed size. In
+an SVG for a page, lines and labels have the colour of the page's text.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ PLOT = 96
 SHARP = 2
 """The pixels of an image for each displayed pixel."""
 LARGER = 2
-"""An image is drawn this many times larger again, then reduced, because Pillow does not smooth lines."""
+"""Images are drawn this many times larger than needed and then reduced, because Pillow does not smooth
+lines."""
 SMALL, TITLE = 11, 13
 """Font sizes in pixels: of text in charts, and of titles."""
 EDGE, GAP = 10, 5
 LINE = 16
 """The height of a line of a legend, and of a row of bars."""
 CELL = 40
-"""The least width of a column of bars."""
+"""The smallest width of a column of bars."""
 MANY = 500
-"""From this many dots on, they are drawn small."""
+"""With this many dots or more, each dot is drawn small."""
 THIN = 1.5
-"""The least width of a bar among others side by side."""
+"""The smallest width of a bar in a row of bars side by side."""
 OVER = 0.6
 """The opacity of a share of 1 in `Planes`."""
 STEPS = 8
@@ -74,7 +75,8 @@ WIDE_FONTS = (
 
 @dataclass(frozen=True)
 class Series:
-    """Points drawn in one colour. For boxes, each two points are opposite corners; an area is closed."""
+    """Points drawn in one colour. With boxes, each pair of points gives opposite corners. An area is
+    closed."""
 
     points: Sequence[Point]
     colour: str
@@ -94,7 +96,8 @@ class Axes:
     ticks: Sequence[float] = ()
     """The ticks of the horizontal axis; () for round numbers."""
     marks: Sequence[tuple[float, Series]] = ()
-    """Vertical lines: where each crosses the horizontal axis, and a series for its colour and form."""
+    """Vertical lines: the place of each on the horizontal axis, and a series for its colour and line
+    style."""
     limits: Point | None = None
     """The ends of the vertical axis; None for the smallest and largest value."""
     span: Point | None = None
@@ -105,9 +108,9 @@ class Axes:
 
 @dataclass(frozen=True)
 class ColourTable:
-    """Values from -1 to 1 as colours, a row for each name.
+    """Values from -1 to 1 as colours, with a row for each name.
 
-    Without `columns` the columns have the same names, and there is a value for each pair of names.
+    Without `columns`, the columns have the names of the rows, and there is a value for each pair of names.
     """
 
     title: str
@@ -122,12 +125,14 @@ class ColourTable:
 
 @dataclass(frozen=True)
 class Planes:
-    """Planes side by side, each with layers of shares over each other, one colour a layer."""
+    """Planes side by side. Each has layers of shares, one colour for each layer, drawn on top of each
+    other."""
 
     titles: Sequence[str]
     """The title of each plane."""
     shares: Sequence[Sequence[tuple[Sequence[Sequence[float]], str]]]
-    """The layers of each plane: shares (rows, columns) from 0 to 1, and a colour. All have one shape."""
+    """The layers of each plane: shares (rows, columns) from 0 to 1, and a colour. All planes have one
+    shape."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class BarRow:
 
     name: str
     bars: Sequence[tuple[float, str, str]]
-    """The length, colour and label of each."""
+    """The length, colour and label of each bar."""
 
 
 Legend = Sequence[tuple[str, str]]
@@ -156,10 +161,11 @@ class Canvas(Protocol):
         *,
         upright: bool = False,
     ) -> None:
-        """Draw a text with its `anchor` at `at`: `l`, `m` or `r` for its left, middle or right, then `a`,
-        `m` or `s` for its top, middle or baseline.
+        """Draw a text so that its `anchor` is at the point `at`.
 
-        `full` is the full text where this one is shortened. An upright text reads upwards.
+        The first letter of the anchor is `l`, `m` or `r` for left, middle or right. The second is `a`, `m` or
+        `s` for top, middle or baseline. `full` is the whole text if `text` is shortened. An upright text
+        reads upwards.
         """
         ...
 
@@ -176,7 +182,8 @@ class Canvas(Protocol):
 
 @dataclass(frozen=True)
 class Panel:
-    """A full-width part of a picture: its height, and a function that draws it at a distance from the top."""
+    """A full-width part of a picture: its height, and a function that draws it at a given distance from the
+    top."""
 
     height: float
     draw: Callable[[Canvas, float], None]
@@ -184,7 +191,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels below each other. Every output needs Pillow, and raises LycorisError without it."""
+    """A picture of panels, one below another. Every output needs Pillow, and raises LycorisError without
+    it."""
 
     verdict: str
     """What the picture shows, in a sentence. An image begins with it; a page shows it beside the drawing."""
@@ -203,7 +211,7 @@ class Picture:
         return held.getvalue()
 
     def svg(self) -> str:
-        """The picture for a page. Names in it are escaped."""
+        """The picture as SVG for a page. Names in it are escaped."""
         page = _Vector()
         _draw(page, self.parts)
         size = f'viewBox="0 0 {self.width} {_height(self.parts)}"'
@@ -272,8 +280,8 @@ def check_png(path: Path) -> None:
 def write_png(path: Path, draw: Callable[[], Picture]) -> None:
     """Write the picture that `draw` makes as PNG.
 
-    Raises LycorisError, before it draws, for a path that does not end in .png; LycorisError without Pillow;
-    and WriteError.
+    Raises LycorisError, before drawing, for a path that does not end in .png. Raises LycorisError without
+    Pillow, and WriteError where the file cannot be written.
     """
     check_png(path)
     data = draw().png()
@@ -290,7 +298,7 @@ def length_of(text: str, size: int = SMALL) -> float:
 
 
 def fitted(text: str, width: float, size: int = SMALL) -> str:
-    """A text that fits a width, if need be without its middle: names differ at their ends."""
+    """A text that fits a width. A longer text loses its middle, because names differ at their ends."""
     if length_of(text, size) <= width:
         return text
     kept = len(text) - 1
@@ -300,7 +308,7 @@ def fitted(text: str, width: float, size: int = SMALL) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """A text of at most `longest` letters, if need be without its middle."""
+    """A text of at most `longest` letters. A longer text loses its middle."""
     first = (longest - 1) // 3
     return text if len(text) <= longest else f"{text[:first]}…{text[len(text) - (longest - 1 - first) :]}"
 
@@ -462,7 +470,7 @@ def _corners(corner: Point, other: Point) -> list[Point]:
 
 
 def text_font(text: str, pixels: float) -> Any:
-    """Pillow's own font of this size, or a system's for a text with characters that it lacks."""
+    """A font of this size: Pillow's own, or a system font for a text with characters that Pillow's lacks."""
     return _font(pixels) if text.isascii() else _wide_font("".join(sorted(set(text))), pixels)
 
 
@@ -473,7 +481,7 @@ def _font(pixels: float) -> Any:
 
 @lru_cache(maxsize=64)
 def _wide_font(letters: str, pixels: float) -> Any:
-    """The first of WIDE_FONTS that has these letters, or the first that this machine has, or Pillow's own."""
+    """The first of WIDE_FONTS that has these letters, else the first on this machine, else Pillow's own."""
     fonts = [font for name in WIDE_FONTS if (font := _system_font(name, pixels)) is not None]
     return next((font for font in fonts if _has(font, letters)), fonts[0] if fonts else _font(pixels))
 
@@ -487,13 +495,13 @@ def _system_font(name: str, pixels: float) -> Any:
 
 
 def _has(font: Any, letters: str) -> bool:
-    """Whether a font has these letters. It draws the same sign for all that it lacks."""
+    """Whether a font has these letters. A font draws one and the same sign for every letter that it lacks."""
     unknown = bytes(font.getmask("\U0010fffe"))
     return all(bytes(font.getmask(letter)) != unknown for letter in letters if not letter.isspace())
 
 
 def _letters(text: str, font: Any) -> str:
-    """A text with ? for letters that a bitmap font would fail on."""
+    """The text with ? in place of letters that a bitmap font cannot draw."""
     return text if hasattr(font, "getmask2") else text.encode("latin-1", "replace").decode("latin-1")
 
 
@@ -580,7 +588,7 @@ class _Scale:
 
 
 def _even(low: float, high: float, *, integers: bool) -> list[float]:
-    """About five evenly spaced round numbers; integers alone with `integers`."""
+    """About five evenly spaced round numbers; whole numbers only with `integers`."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= raw * 0.999)

@@ -1,4 +1,4 @@
-"""Which device can be computed on."""
+"""Check which devices can compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registration by discovery: a module in the right folder is registered, with no list to keep."""
+"""Registration by discovery: every module in a folder is registered, so there is no list to keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that bad input raises, all of one family, and how they show text that comes from files."""
+"""The errors for bad input, all of one family, and how they show text that comes from files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 LONGEST = 500
-"""How many characters of each part of a message are shown."""
+"""The most characters shown of each part of a message."""
 
 
 def printable(text: str, most: int = LONGEST) -> str:
-    """A text, perhaps from a file, made safe to show on one line.
+    """Make a text, perhaps from a file, safe to show on one line.
 
-    Line breaks and tabs become spaces. Characters that control a terminal, reverse the direction of text,
-    show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. A text longer than
+    Line breaks and tabs become spaces. Characters that control a terminal, reverse the direction of text, are
+    invisible or are not text become codes such as `\\x1b`. Letters of any language stay. A text longer than
     `most` characters loses its middle.
     """
     if len(text) > most:
@@ -38,16 +38,17 @@ def _shown(character: str) -> str:
 
 
 class LycorisError(Exception):
-    """What went wrong, where, what was found, what was expected, and what to do about it.
+    """The base of all errors: what went wrong, where, what was found, what was expected, and what to do.
 
-    `code` names the error, such as `E-file-absent`, and `values` are what its text is filled with: see
-    `messages`. A value `got`, `expected` or `hint` stands for itself where the text has none. A text in place
-    of a code is its own problem.
+    `code` names the error, such as `E-file-absent`. `values` fill the text of the code, see `messages`. A
+    value `got`, `expected` or `hint` is used in place of the text's own. If `code` is not a known code, it is
+    itself the problem that is shown.
 
-    The message joins the known parts, each made safe by `printable`, so that text from a file can neither
-    start a new line nor control a terminal. A caller that knows more (the file, the layer) adds it with
-    :meth:`within`. `place` is where in the user's input the fault is, such as `row 2`. `key` is a key of the
-    file, mostly the name of a layer; `weight` is the model's weight that the layer was to be applied to.
+    The message joins the known parts. Each part is made safe by `printable`, so that text from a file can
+    neither start a new line nor control a terminal. A caller that has more information, such as the file or
+    the layer, adds it by :meth:`within`. `place` is where in the user's input the fault is, such as `row 2`.
+    `key` is a key of the file, mostly the name of a layer. `weight` is the model's weight that the layer was
+    to be applied to.
     """
 
     def __init__(
@@ -114,8 +115,8 @@ class LycorisError(Exception):
         return self
 
     def shown_as(self, shown: Callable[[str], str]) -> None:
-        """Replace each text that this error brings along, such as the path of a file, by what `shown` returns
-        for it."""
+        """Replace each text in this error, such as the path of a file, by the result of `shown` for this
+        text."""
         for values in (vars(self), self.values):
             for name, value in values.items():
                 if isinstance(value, str):
@@ -135,7 +136,7 @@ class LycorisError(Exception):
         return phrase("R-error-hint", problem=text, hint=hint) if hint else text
 
     def told(self) -> str:
-        """The message in lines: what is wrong and what to do, then, after an empty line, the details."""
+        """The message in lines: what is wrong and what to do, then an empty line, then the details."""
         file, place, key, weight, got, expected, problem, hint = self._printable()
         name = PurePath(file).name
         if name and problem.startswith(PurePath(name).stem):
@@ -166,7 +167,8 @@ Problem = TypeVar("Problem", bound=LycorisError)
 
 
 class located:  # noqa: N801 - used as a function is
-    """A context that adds these places to a LycorisError raised inside, unless the error has its own."""
+    """A context that adds these places to a LycorisError raised inside it, unless the error already has
+    them."""
 
     def __init__(
         self,
@@ -195,9 +197,10 @@ def unknown_name(
     key: str | None = None,
     meant: str | None = None,
 ) -> Problem:
-    """The error for a name that is not among the known ones.
+    """The error for a name that is not among the known names.
 
-    Its hint gives `meant`, the known name for the same thing, or else asks about the most similar name.
+    Its hint gives `meant`, the known name for the same thing. Without `meant` it suggests the most similar
+    name.
     """
     names = list(known)
     near = [meant] if meant else get_close_matches(name, names, 1)
@@ -211,33 +214,33 @@ def unknown_name(
 
 
 class FileFormatError(LycorisError):
-    """A file that cannot be read as what it claims to be."""
+    """A file that cannot be read in the format that its name or content claims."""
 
 
 class LayerError(LycorisError):
-    """The tensors of one adapter layer contradict each other or hold unusable values."""
+    """A layer of an adapter whose tensors contradict each other or hold unusable values."""
 
 
 class UnsupportedError(LayerError):
-    """A sound layer whose change the library cannot make. Other layers of the file can be applied."""
+    """A valid layer whose change the library cannot make. Other layers of the file can still be applied."""
 
 
 class UnsuitedError(LayerError):
-    """A kind has no layer that could change a weight of this shape."""
+    """A kind of layer that cannot change a weight of this shape."""
 
 
 class MatchError(LycorisError):
-    """An adapter does not fit the model that it is to be applied to."""
+    """An adapter that does not fit the model that it is to be applied to."""
 
 
 class RuleError(LycorisError):
-    """A line of block rules that cannot be understood, or that is not for the model."""
+    """A line of block rules that cannot be understood, or that does not fit the model."""
 
     column = 1
-    """Where in its line the fault is, from 1."""
+    """The column of the fault in its line, from 1."""
 
     def at(self, column: int) -> Self:
-        """Say where in its line the fault is, and return this error."""
+        """Set the column of the fault in its line, and return this error."""
         self.column = column
         return self
 
@@ -247,16 +250,19 @@ class ScheduleError(LycorisError):
 
 
 class PlanError(LycorisError):
-    """A probe or a plan that cannot be made, or that is not for the model."""
+    """A probe or a plan that cannot be made, or that does not fit the model."""
 
 
 class WriteError(LycorisError):
-    """A file could not be written; what was there before is untouched."""
+    """A file that could not be written. An earlier file of the same name is untouched."""
 
 
 class TrainError(LycorisError):
-    """A training that cannot begin or cannot go on; what was trained before is kept."""
+    """A training that cannot begin or cannot go on. The weights trained so far are kept."""
 
 
 class DivergedError(TrainError):
-    """A loss or a gradient that is not finite, or a loss that rose. The network has the last good weights."""
+    """A training with a loss or gradient that is not finite, or with a rising loss.
+
+    The network has the last good weights.
+    """

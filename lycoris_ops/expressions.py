@@ -1,8 +1,8 @@
 """Regular expressions from files, workflows and users.
 
-A crafted expression can keep Python's `re` busy forever, and strangers write files and workflows. So all
-expressions use the package `regex`, which has the same syntax and a time limit. Most expressions in files are
-plain paths, which need no package.
+A malicious expression can keep Python's `re` busy forever, and files and workflows may come from strangers.
+All expressions therefore use the package `regex`, which has the same syntax and a time limit. Most
+expressions in files are plain paths, which need no package.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MOST_COPIES = 10_000
 """The most copies that counted repeats (`a{9}`) may make. Compiling writes each of them out."""
 COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 SECONDS = 0.4
-"""The most seconds of the processor that all look-ups in one field or text may take, beside their `USUAL`."""
+"""The most processor seconds for all look-ups in one field or text. The `USUAL` time of each is added."""
 QUICK = 0.001
-"""Seconds after which a look-up lets other threads run. Nearly all take less."""
+"""Seconds after which a look-up lets other threads run. Nearly all look-ups take less."""
 USUAL = 0.00002
-"""Seconds that each look-up may take beside `SECONDS`, so that many quick ones are never refused."""
+"""Seconds added to `SECONDS` for each look-up, so that many quick look-ups are never refused."""
 
 SLOW = f"more than {SECONDS} s to match them"
-"""Why an expression is refused whose look-ups take too long."""
+"""The reason given for an expression whose look-ups take too long."""
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be used, or takes too long to match."""
+    """An expression that cannot be used, or that takes too long to match."""
 
 
 class PackageError(ExpressionError):
@@ -48,17 +48,17 @@ class PackageError(ExpressionError):
 
 
 PATH = re.compile(r"(\^?)((?:\\[^a-zA-Z0-9]|[^\\()\[\]{}*+?|^$])+)\$?")
-"""Matches nearly all expressions: a layer's path or the end of one, with or without anchors.
+"""Matches nearly all expressions in files: a layer's path or the end of a path, with or without anchors.
 
-Groups: the first anchor, and the path. Its dots are taken literally, although a dot in a regular expression
-means any character. No model has two paths that differ only there."""
+Groups: the first anchor, and the path. Dots of the path are taken literally, although a dot in a regular
+expression means any character. No model has two paths that differ only at such a dot."""
 
 
 class Expressions:
     """The expressions of one field of a file, in their order.
 
-    By PEFT's rule an expression must match a whole path, or the end of one after a dot. With `full` it must
-    match the whole path. Raises ExpressionError, which says which expression is invalid and why.
+    By PEFT's rule an expression must match a whole path, or the end of a path after a dot. With `full` it
+    must match the whole path. Raises ExpressionError with the invalid expression and the reason.
     """
 
     def __init__(self, texts: Sequence[str], *, full: bool = False) -> None:
@@ -73,7 +73,7 @@ class Expressions:
                 others[number] = text
             for match in filter(None, paths if all(paths) else []):
                 table = self._paths if full or match[1] else self._ends
-                # Among equal expressions the first counts.
+                # If two expressions are equal, the first one counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
         allowance = Allowance()
         self._others = [(number, allowance.test(text, full=full)) for number, text in others.items()]
@@ -100,16 +100,17 @@ class Expressions:
 
 
 class Allowance:
-    """What the expressions of one field or text may take together: characters, and time."""
+    """The limits for the expressions of one field or text together: characters, and time."""
 
     def __init__(self) -> None:
         self._characters = MOST_COMPILED
         self._seconds = SECONDS
 
     def test(self, text: str, *, full: bool = False) -> Callable[[str], bool]:
-        """A test whether an expression matches a path by PEFT's rule, or with `full` the whole path.
+        """A test whether an expression matches a path by PEFT's rule, or the whole path with `full`.
 
-        Raises ExpressionError where the expression cannot be used; the test raises it where the time is over.
+        Raises ExpressionError where the expression cannot be used. The test raises it when the time is used
+        up.
         """
         full_text = text if full else rf"(?:.*\.)?(?:{text})"
         compiled = self._compiled(text, full_text)
@@ -121,7 +122,7 @@ class Allowance:
         known: dict[str, bool] = {}
 
         def fits(name: str) -> bool:
-            # Rules are used again in each run, so each name counts once.
+            # Rules are used again in each run, so each name is counted only once.
             matches = known.get(name)
             if matches is None:
                 matches = known[name] = self._timed(match, name)
@@ -146,7 +147,7 @@ class Allowance:
                 phrase("R-counted-repeats-more-than-copies", most_copies=MOST_COPIES, text=text[:200])
             )
         try:
-            # Compile it alone too: an extra ) could close the group that is put around it.
+            # Compile it alone too: an extra ) could close the group that is added around it.
             regex.compile(text)
             return regex.compile(used)
         except (regex.error, RecursionError, OverflowError) as error:
@@ -155,7 +156,7 @@ class Allowance:
     def _timed(self, match: Callable[..., Any], name: str) -> bool:
         if self._seconds <= 0:
             raise ExpressionError(SLOW)
-        # This clock takes a tenth of the thread's, and there may be 100,000 look-ups.
+        # This clock takes a tenth of the time of the thread's clock, and there may be 100,000 look-ups.
         start = time.perf_counter()
         try:
             try:
@@ -164,16 +165,17 @@ class Allowance:
                 matched = self._slow(match, name)
         except MemoryError:
             raise ExpressionError(phrase("R-more-memory-than-there-match")) from None
-        # Where it took longer, it waited for other processes, or `_slow` has counted it.
+        # A longer time means that it waited for other processes, or that `_slow` has counted it.
         self._seconds += USUAL - min(time.perf_counter() - start, QUICK)
         return matched is not None
 
     def _slow(self, match: Callable[..., Any], name: str) -> Any:
-        """A match that lets other threads run, which takes 5 ms each time."""
+        """A match that lets other threads run. It takes 5 ms each time."""
         start = time.thread_time()
         try:
             while (left := self._seconds - (time.thread_time() - start)) > 0:
-                # The limit of a match counts other threads too, so try again while this thread has time left.
+                # The time limit of a match also counts other threads, so try again while this thread has time
+                # left.
                 with suppress(TimeoutError):
                     return match(name, timeout=max(left, 2 * QUICK), concurrent=True)
             raise ExpressionError(SLOW)
@@ -200,7 +202,7 @@ def of_one_text() -> Generator[None]:
 def search(text: str) -> Callable[[str], bool]:
     """A test whether a user's regular expression matches anywhere in a name, ignoring case.
 
-    Raises RuleError for an expression that cannot be used; the test raises it where the time is over.
+    Raises RuleError for an expression that cannot be used. The test raises it when the time is used up.
     """
 
     try:

@@ -1,8 +1,8 @@
 """Handle the signals that end a process: Ctrl-C (SIGINT) and SIGTERM.
 
-Importing the command line takes seconds. Once this module is imported, a signal in that time ends the process
-with one line and the status that shells expect. Inside a verb the signals raise exceptions, so that
-unfinished files are removed.
+Importing the command line takes seconds. Once this module is imported, a signal during these seconds ends the
+process with one line and the exit status that shells expect. Inside a verb the signals raise exceptions, so
+that unfinished files are removed.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def uninterrupted() -> Generator[None]:
 
 
 def _heeded(handler: object) -> bool:
-    """Whether a signal is not ignored, and Python can restore its handler. Shells make background commands
-    ignore Ctrl-C.
+    """Whether a signal is not ignored, and Python can restore its handler.
+
+    Shells make background commands ignore Ctrl-C.
     """
     return handler is not None and handler is not signal.SIG_IGN
 

@@ -1,11 +1,11 @@
-"""The texts of errors and of reports, by their codes.
+"""The texts of errors and reports, by code.
 
-`messages.json` in a package holds its texts in English. An error has a code such as `E-file-absent`; its
-texts are the `problem` and, where they say more than a value, `got`, `expected` and `hint`. A line of a
-report has a code such as `R-saved-read-back`, and one `text`; see `phrase`.
+Each package has its English texts in `messages.json`. An error has a code such as `E-file-absent`. Its texts
+are `problem` and, where a bare value is not enough, `got`, `expected` and `hint`. A line of a report has a
+code such as `R-saved-read-back` and one `text`, see `phrase`.
 
-`{name}` in a text is replaced by the value of that name. Of several values, `{names:list}` gives `a, b, c`
-and `{names:or}` gives `a, b or c`; of a number, `{count:layer|layers}` gives `1 layer` or `2 layers`.
+`{name}` in a text is replaced by the value of this name. For several values, `{names:list}` gives `a, b, c`
+and `{names:or}` gives `a, b or c`. For a number, `{count:layer|layers}` gives `1 layer` or `2 layers`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 ENGLISH = "en"
 Texts = Mapping[str, Mapping[str, str]]
-"""The texts of each code, by their parts."""
+"""The texts of each code, by part."""
 
 _files = [Path(__file__).with_name("messages.json")]
 _others: dict[str, Callable[[], Texts]] = {}
@@ -38,19 +38,19 @@ def add_messages(file: Path) -> None:
 
 
 def add_language(language: str, read: Callable[[], Texts]) -> None:
-    """Add a language. `read` is called once, when the language is first spoken."""
+    """Add a language. `read` returns its texts, and is called when the language is first used."""
     _others[language] = read
     texts_in.cache_clear()
 
 
 def set_language(usual: Callable[[], str]) -> None:
-    """Let `usual` say in which language texts are to be, where no `speaking` does."""
+    """Set the function that gives the language of texts outside of any `speaking`."""
     _usual[:] = [usual]
 
 
 @contextmanager
 def speaking(language: str) -> Generator[None]:
-    """Texts that are made inside are in this language, or in English where it has none."""
+    """A context in which texts are in this language, or in English where it has no text."""
     token = _asked.set(language)
     try:
         yield
@@ -59,18 +59,18 @@ def speaking(language: str) -> Generator[None]:
 
 
 def speak(language: str) -> None:
-    """As `speaking`, for the rest of the current task or thread."""
+    """Set the language as `speaking` does, for the rest of the current task or thread."""
     _asked.set(language)
 
 
 def languages() -> list[str]:
-    """The languages that texts can be in, English first."""
+    """The languages that have texts, English first."""
     return [ENGLISH, *sorted(_others)]
 
 
 @cache
 def texts_in(language: str) -> Texts:
-    """All texts of a language by code. A part that it lacks is in English."""
+    """All texts of a language by code. A part missing from the language is in English."""
     if language != ENGLISH:
         own = _others[language]()
         return {code: {**parts, **own.get(code, {})} for code, parts in texts_in(ENGLISH).items()}
@@ -80,24 +80,24 @@ def texts_in(language: str) -> Texts:
 
 
 def language() -> str:
-    """The language of the moment."""
+    """The current language."""
     asked = _asked.get() or _usual[0]()
     return asked if asked in _others else ENGLISH
 
 
 def messages() -> Texts:
-    """All texts by code, in the language of the moment."""
+    """All texts by code, in the current language."""
     return texts_in(language())
 
 
 def phrase(code: str, **values: Any) -> str:
-    """The `text` of a code with its values, as in a line of a report."""
+    """The `text` of a code, filled with these values, as for a line of a report."""
     return filled(messages()[code]["text"], values)
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A text that is kept by its code and values. `str` gives it in the language of the moment."""
+    """A text stored as its code and values. `str` gives it in the current language."""
 
     code: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
@@ -106,34 +106,34 @@ class Phrase:
         return phrase(self.code, **self.values)
 
     def shown_as(self, shown: Callable[[str], str]) -> Phrase:
-        """The same with `shown` of each text among the values."""
+        """This phrase, with each text among its values replaced by the result of `shown`."""
         values = {name: shown(text) if isinstance(text, str) else text for name, text in self.values.items()}
         return Phrase(self.code, values)
 
 
 Value = str | int | float | Sequence[str] | Sequence[int] | Exception | Phrase | None
-"""What a text can be filled with."""
+"""A value that a text can be filled with."""
 
 
 def filled(text: str, values: Mapping[str, object]) -> str:
-    """A text with its values."""
+    """A text filled with its values."""
     return _FORMATTER.vformat(text, (), values)
 
 
 def number_of(count: int, one: str, many: str | None = None) -> str:
-    """A number with what it counts: `1 layer`, `2 layers`. `many` is `one` with an s unless given."""
+    """A number with its noun: `1 layer`, `2 layers`. `many` is the plural, by default `one` with an s."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def either(names: Sequence[str]) -> str:
-    """Names as alternatives in words: `a, b or c`."""
+    """Names as alternatives: `a, b or c`."""
     if len(names) < 2:
         return "".join(names)
     return phrase("R-or", first=names[:-1], last=names[-1])
 
 
 def joined(names: Sequence[str]) -> str:
-    """Names in a row: `a, b, c`."""
+    """Names as a list: `a, b, c`."""
     return phrase("R-comma").join(names)
 
 

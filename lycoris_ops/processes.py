@@ -1,8 +1,8 @@
 """Work in several processes, as `torchrun` starts them, without a wrapper around a model or network.
 
-In training, each of n copies of the model takes every n-th batch. The gradients are added up over the
-processes before each step, so that all make the same step. Each has the whole network, or its own shard where
-`fully_shard` has divided it. Only the first process writes.
+In training, each of n copies of the model takes every n-th batch. Before each step the gradients are added up
+over the processes, so that all processes make the same step. Each process has the whole network, or its own
+shard if `fully_shard` has divided the network. Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _dist: Any = dist
 Value = TypeVar("Value")
 
 LARGE = 1 << 18
-"""From this many values on a tensor is sent by itself, without a copy."""
+"""A tensor of this many values or more is sent by itself, without a copy."""
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if _on() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The index of this process, from 0."""
     return dist.get_rank() if _on() else 0
 
 
 @torch.no_grad()
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by their sums over all processes, the small ones of each dtype and device in
-    one message.
+    """Replace tensors in place by their sums over all processes.
 
-    Gradients of divided parameters are sums already, see `maths.divided.whole`.
+    Small tensors of one dtype and device are sent in one message. Gradients of divided parameters are sums
+    already, see `maths.divided.whole`.
     """
     if not _on():
         return
@@ -62,8 +62,10 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by those of the first process. A divided tensor is copied only among processes
-    that hold the same part, from the first of them.
+    """Replace tensors in place by the tensors of the first process.
+
+    A divided tensor is copied only among processes that hold the same part, from the first of these
+    processes.
     """
     for tensor in tensors if _on() else ():
         if is_divided(tensor):
@@ -73,7 +75,7 @@ def share(tensors: Sequence[Tensor]) -> None:
 
 
 def of_first(value: Value) -> Value:
-    """The value of the first process, of any kind that can be pickled."""
+    """The first process's value, of any type that can be pickled."""
     if not _on():
         return value
     values = [value]
@@ -82,7 +84,7 @@ def of_first(value: Value) -> Value:
 
 
 def of_all(value: Value) -> list[Value]:
-    """The values of all processes, in order, of any kind that can be pickled."""
+    """The values of all processes, in order, of any type that can be pickled."""
     if not _on():
         return [value]
     values: list[Any] = [None] * count()
@@ -92,21 +94,22 @@ def of_all(value: Value) -> list[Value]:
 
 @dataclass(frozen=True)
 class Copies:
-    """The copies of a model that learn from different batches.
+    """The copies of a model. Different copies learn from different batches.
 
-    One process computes a copy, or several do by tensor parallelism, on the same batches.
+    A copy is computed by one process, or by several processes with tensor parallelism on the same batches.
     """
 
     count: int
     index: int
-    """Which copy this process computes, from 0."""
+    """The index of the copy that this process computes, from 0."""
     size: int
-    """How many processes compute one copy."""
+    """The number of processes that compute one copy."""
     sharded: bool = False
-    """Whether the network is sharded: all processes gather it to save it, and the first one writes."""
+    """Whether the network is sharded. If so, all processes gather it for saving, and the first one writes
+    it."""
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """`add_up` of tensors that all processes of a copy have: each copy counts once."""
+        """`add_up` for tensors that all processes of a copy have. Each copy counts once."""
         add_up(tensors)
         if self.size > 1:
             cast("Any", torch)._foreach_div_(
@@ -114,8 +117,10 @@ class Copies:
             )
 
     def summed_gradients(self, parameters: Sequence[Tensor], *beside: Tensor) -> list[Tensor]:
-        """The gradients of parameters, which are replaced by their sums over the copies, as are the tensors
-        `beside`. With several processes a missing gradient counts as zeros.
+        """The gradients of parameters. They and the tensors `beside` are replaced by their sums over the
+        copies.
+
+        With several processes a missing gradient counts as zeros.
         """
         for one in parameters if count() > 1 else ():
             one.grad = torch.zeros_like(one) if one.grad is None else one.grad
@@ -125,13 +130,14 @@ class Copies:
 
 
 def copies_of(module: nn.Module, network: nn.Module, mesh: Any = None) -> Copies:
-    """The copies of a model with a network; all processes call this.
+    """The copies of a model with a network. All processes must call this.
 
     Processes that hold parts of one weight compute one copy together. `mesh` is a DeviceMesh over copies, for
-    a model whose weights do not show the copies: processes at the same position of it compute one copy.
+    a model whose weights do not show the copies. Processes at the same position of `mesh` compute one copy.
 
-    Raises TrainError unless each copy has as many processes as the others, and all parts of its weights, and
-    where the network is sharded over only some of the processes, or where several compute one copy.
+    Raises TrainError unless all copies have equally many processes and contain all parts of their weights.
+    Raises it also where the network is sharded over only some of the processes, or where several compute one
+    copy.
     """
     found = _copies(module, mesh)
     return replace(found, sharded=_is_sharded(network, found))
@@ -157,9 +163,9 @@ def _copies(module: nn.Module, mesh: Any) -> Copies:
 
 
 def in_parts(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model, by path, that are divided even within a pass, as in tensor parallelism.
+    """The weights of a model, by path, that stay divided within a pass, as in tensor parallelism.
 
-    Weights that `fully_shard` alone divides are whole within each pass.
+    Weights divided by `fully_shard` alone are whole within each pass.
     """
     return dict(_in_parts(module))
 
@@ -171,7 +177,7 @@ def check_whole(module: nn.Module) -> None:
 
 
 def divided_by(weight: Tensor) -> str:
-    """How a weight is divided over processes, in words."""
+    """How a weight is divided among processes, in words."""
     divided: Any = weight
     return f"{', '.join(map(str, divided.placements))} of {divided.device_mesh}"
 
@@ -192,7 +198,7 @@ def _is_sharded(network: nn.Module, copies: Copies) -> bool:
 
 
 def give_back(module: nn.Module) -> None:
-    """Free the whole weights that `fully_shard` has gathered, such as in the latest pass."""
+    """Free the whole weights that `fully_shard` has gathered, for example in the latest pass."""
     for inner in module.modules():
         if shards(inner):
             cast("Any", inner).reshard()
@@ -208,9 +214,9 @@ def _in_parts(module: nn.Module, path: str = "", *, sharded: bool = False) -> It
 
 
 def _within_passes(weight: Any, *, sharded: bool) -> bool:
-    """Whether a weight is divided even within passes, so not by `fully_shard` alone.
+    """Whether a weight stays divided within passes, so not by `fully_shard` alone.
 
-    `fully_shard` divides over the first dimension of the mesh, or over the second, with copies over the
+    `fully_shard` divides over the first dimension of the mesh, or over the second with copies over the
     first.
     """
     first, *rest = weight.placements

@@ -9,26 +9,27 @@ from itertools import islice
 from typing import Any, NamedTuple, cast
 
 REPLACED = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
-"""The arguments of a loader that define its batches."""
+"""The arguments of a data loader that define its batches."""
 LASTING = frozenset({"persistent_workers", "pin_memory_device"})
-"""Arguments that are of no use to a loader of one epoch, or that newer versions of torch warn about."""
+"""Arguments that a loader of one epoch does not need, or that newer versions of torch warn about."""
 
 
 class Turn(NamedTuple):
-    """One process's batch in a turn. In a turn every process takes one batch."""
+    """One process's batch in a turn. In each turn every process takes one batch."""
 
     batch: Any
     counts: bool
-    """False where the last turn has too few batches, and this one repeats the first of that turn."""
+    """False if the last turn has too few batches, so that this batch repeats the first batch of the turn."""
     of: int
-    """How many batches the processes have together in this turn."""
+    """The number of batches of all processes in this turn."""
 
 
 def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iterator[Turn]:
-    """The turns of process `rank` of n = `count`: it takes every n-th batch, after skipping `start % n`.
+    """The turns of process `rank` of n = `count`. It takes every n-th batch, after skipping `start % n`
+    batches.
 
-    The batches of others are not read where `batches` is a sequence or torch's loader of a map-style data
-    set. A loader with a `DistributedSampler` already gives only the process's own.
+    The batches of other processes are not read if `batches` is a sequence or torch's loader of a map-style
+    data set. A loader with a `DistributedSampler` gives only the process's own batches.
     """
     if count == 1 or shared_out(batches, count):
         return (Turn(batch, True, count) for batch in iter(batches))
@@ -46,7 +47,7 @@ def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iter
 
 
 def shared_out(batches: Iterable[Any], count: int) -> bool:
-    """Whether the batches are already one process's share, as large as every other process's."""
+    """Whether the batches are already the share of one process, with equal shares for all processes."""
     if count == 1:
         return False
     from torch.utils.data import DistributedSampler
@@ -55,7 +56,7 @@ def shared_out(batches: Iterable[Any], count: int) -> bool:
 
 
 class _Indices:
-    """The indices from a sampler that are for one process's batches."""
+    """The indices of a sampler for the batches of one process."""
 
     def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
         self.every, self.rank, self.count, self.start = every, rank, count, start
@@ -69,7 +70,7 @@ class _Indices:
 
 
 def _turns(batches: Iterator[Any], rank: int, count: int) -> Iterator[Turn]:
-    """The turns of a process, which reads all batches."""
+    """The turns of a process that reads all batches."""
     while group := list(islice(batches, count)):
         counts = rank < len(group)
         yield Turn(group[rank if counts else 0], counts, len(group))

@@ -26,11 +26,11 @@ def size_of(group: Tensors) -> int:
 class TensorCache:
     """Groups of tensors and other values by key, in at most `max_bytes` bytes.
 
-    Above that bound the least recently used entries are dropped first. The cache keeps no file open. It is
+    Above this limit the least recently used entries are dropped first. The cache keeps no file open. It is
     safe to use from several threads.
 
-    `max_bytes` may be a function that gives the bound; it is called when the cache is first used. With 0
-    nothing is kept. Raises ValueError for a negative bound.
+    `max_bytes` may be a function that returns the limit. It is called when the cache is first used. With 0
+    nothing is kept. Raises ValueError for a negative limit.
     """
 
     def __init__(self, max_bytes: int | Callable[[], int]) -> None:
@@ -42,7 +42,7 @@ class TensorCache:
         self._lock = RLock()
 
     def __reduce__(self) -> Any:
-        # So that adapters can be copied, and sent to other processes: these have caches of their own.
+        # Allows adapters to be copied and sent to other processes, where they get caches of their own.
         return "DEFAULT_CACHE" if self is DEFAULT_CACHE else (TensorCache, (self._bound,))
 
     @cached_property
@@ -51,24 +51,24 @@ class TensorCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held at the moment."""
+        """Bytes held now."""
         return self._bytes
 
     def fetch(self, key: Hashable, read: Callable[[], Tensors], *, keep: bool = True) -> Tensors:
-        """The group of tensors under a key; if the cache lacks it, `read` gives it.
+        """The group of tensors under a key. If the cache lacks it, `read` is called.
 
-        The group is then kept, unless `keep` is False.
+        The group that `read` returns is kept, unless `keep` is False.
         """
         return self.fetch_any(key, read, size_of, keep=keep)
 
     def fetch_any(
         self, key: Hashable, make: Callable[[], T], size: Callable[[T], int], *, keep: bool = True
     ) -> T:
-        """The value under a key; if the cache lacks it, `make` gives it. See `fetch` for `keep`.
+        """The value under a key. If the cache lacks it, `make` is called. See `fetch` for `keep`.
 
-        `size` gives the value's size in bytes.
+        `size` returns the value's size in bytes.
         """
-        # Ask for the bound before reading anything: it may be invalid.
+        # Get the limit before reading anything: it may be invalid.
         most = self.max_bytes
         with self._lock:
             if key in self._held:
@@ -117,5 +117,5 @@ def _from_environment() -> int:
 
 
 DEFAULT_CACHE = TensorCache(_from_environment)
-"""The cache for adapters where the caller gives none. Its bound is read from LYCORIS_CACHE_MB on first use,
-so that a wrong value is an error when an adapter is read, and not when the library is imported."""
+"""The cache for adapters if the caller gives none. Its limit is read from LYCORIS_CACHE_MB on first use. A
+wrong value is therefore an error when an adapter is read, and not when the library is imported."""

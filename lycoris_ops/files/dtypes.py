@@ -19,10 +19,10 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes that can be read into tensors: safetensors' name to torch's dtype."""
+"""The dtypes that can be read into tensors: safetensors' names, each with torch's dtype."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-"""The reverse of `DTYPES`."""
+"""The reverse of `DTYPES`: torch's dtypes, each with its name in the safetensors format."""
 
 ITEM_BITS: dict[str, int] = {
     **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
@@ -38,15 +38,15 @@ ITEM_BITS: dict[str, int] = {
     "F6_E3M2": 6,
     "F4": 4,
 }
-"""Bits per element of every dtype that a file may hold. Those that `DTYPES` lacks can be copied as bytes, but
-not read into tensors."""
+"""Bits per element of every dtype that a file may hold. A dtype that `DTYPES` lacks can be copied as bytes,
+but not read into a tensor."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""The dtypes that weights and factors can be written in. Quantised values are not among them: they cannot be
-read without their scales."""
+"""The dtypes that weights and factors can be written in. Quantised dtypes are not among them, because
+quantised values cannot be read without their scales."""
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-"""The 8-bit floats. Their values are plain numbers unless a scale lies beside them in the file."""
+"""The 8-bit floats. Their values are plain numbers unless the file has a scale for them."""
 
 WRITABLE: dict[str, torch.dtype] = {
     "float32": torch.float32,

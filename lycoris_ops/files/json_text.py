@@ -1,4 +1,4 @@
-"""Reading JSON out of files from strangers."""
+"""Read JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .bounds import MAX_BRACKETS, MAX_COMMAS, MAX_JSON, MAX_QUOTES
 def collector_paused() -> Generator[None]:
     """Pause Python's cyclic garbage collector.
 
-    It runs whenever many objects were made, and takes most of the time of parsing a large file.
+    The collector runs whenever many objects were made, and takes most of the time of parsing a large file.
     """
     was = gc.isenabled()
     gc.disable()
@@ -28,10 +28,11 @@ def collector_paused() -> Generator[None]:
 
 
 def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
-    """Parse JSON. Bytes are UTF-8 without a byte order mark.
+    """Parse JSON. Bytes must be UTF-8 without a byte order mark.
 
-    Raises ValueError, with the reason, for invalid JSON, for too deep nesting, for a text beyond the bounds,
-    and with `unique` for a key that a table has twice. Without `unique` the last one counts.
+    Raises ValueError, with the reason, for invalid JSON, for too deep nesting and for a text beyond the
+    limits of `bounds`. With `unique` it raises ValueError for a duplicate key in a table. Without it the last
+    one counts.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
     _check(len(text), "characters", MAX_JSON)
@@ -59,7 +60,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) == len(pairs):
         return table
-    # A slower loop, to name the key: only damaged texts come here.
+    # This slower loop finds the name of the key. It runs only for damaged texts.
     table.clear()
     for key, value in pairs:
         if key in table:

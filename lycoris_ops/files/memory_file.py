@@ -35,5 +35,5 @@ class MemoryFile:
         """Does nothing: there is no file that could change."""
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors themselves. The cache is not used: they are in memory already."""
+        """The named tensors themselves. The cache is not used, because they are in memory already."""
         return {name: self.held[name] for name in names}

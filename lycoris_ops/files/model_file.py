@@ -142,7 +142,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
             "E-index-damaged", file=fingerprint.path, name=type(error).__name__, error=error, hint=hint
         ) from error
     for name, file in cast("dict[str, Any]", weight_map).items():
-        # A path could name any file of the machine.
+        # Otherwise a path could name any file on the machine.
         if (
             not isinstance(file, str)
             or file != Path(file).name
@@ -156,7 +156,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
 def shard_names(index: str, count: int) -> list[str]:
     """The names of the `count` files beside an index, such as `model-00001-of-00002.safetensors`.
 
-    Raises WriteError for a name that is not an index's.
+    Raises WriteError for a name that is not the name of an index.
     """
     if not INDEX.fullmatch(index):
         raise WriteError("E-index-name-unusable", file=index)

@@ -1,8 +1,8 @@
 """Adapter files that torch saved as pickles (.pt, .pth, .ckpt, .bin).
 
 torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still
-make it take any amount of time and memory. So three checks come first: the archive's list of members, the
-names in its pickle, and how many values the pickle's instructions make. Source of the layout:
+make it use any amount of time and memory. Three checks therefore come first: the archive's list of members,
+the names in its pickle, and the number of values that the pickle's instructions make. Source of the layout:
 `torch/serialization.py` of torch 2.13, PKWARE's APPNOTE for zip archives, and the documentation of Python's
 `pickletools`.
 """
@@ -44,7 +44,7 @@ NAMES = re.compile(
     r"|_tensor\._rebuild_from_type_v2|Tensor|nn\.parameter\.Parameter|Size|device"
     r"|serialization\._get_layout|(storage\.)?[A-Z]\w*Storage|(b?float|u?int|complex|bool)\w*)"
 )
-"""The globals that a pickle of plain tensors names."""
+"""The globals that a pickle of plain tensors refers to."""
 TAKEN = {
     instruction.name: (True, kinds.index("mark")) if "mark" in kinds else (False, len(kinds))
     for instruction in pickletools.opcodes
@@ -57,7 +57,7 @@ LAYOUT = "a bare pickle, as torch wrote them before 1.6"
 
 
 class _NotPlain(Exception):  # noqa: N818 - its text is a finding, not an error
-    """What was found in place of an archive of plain tensors."""
+    """Found something else than an archive of plain tensors. The text describes it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class PickleFile(DiskFile):
         """Check a file, and read the descriptions of its tensors.
 
         Raises FileFormatError where the file holds anything but plain tensors, with the key of the entry if
-        it is known. Raises it too where torch is older than 2.6, whose reader can be made to run code
-        (CVE-2025-32434).
+        the key is known. Raises it too where torch is older than 2.6, because its reader can be made to run
+        code (CVE-2025-32434).
         """
         fingerprint = Fingerprint.of(path)
         if torch.__version__ < "2.6":

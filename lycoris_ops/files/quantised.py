@@ -1,4 +1,4 @@
-"""Weights that a file stores in fewer than 16 bits: how they are found, read and written."""
+"""Find, read and write weights that a file stores in fewer than 16 bits."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Quantised:
     """The shape of the decoded weight. Packed data have another shape."""
     parts: Mapping[str, str]
     """The tensors to rewrite when the weight changes, each with the safetensors dtype to write it in. The
-    weight's own key is among them. Their shapes stay the same. Empty for a weight that the codec cannot read:
-    then only `key` and `format` count, for the error."""
+    weight's own key is among them. Their shapes stay the same. Empty for a weight that the codec cannot read.
+    Then only `key` and `format` are used, in the error."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Whatever else the codec needs to decode and encode the weight."""
+    """Other values that the codec needs to decode and encode the weight."""
 
 
 class Codec(Protocol):
@@ -45,8 +45,8 @@ class Codec(Protocol):
         ...
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
-        """The weight in float32, of `weight.shape`, in new memory; `stored` are the tensors that it is stored
-        in."""
+        """The weight in float32, of `weight.shape`, in new memory. `stored` are the tensors that hold it in
+        the file."""
         ...
 
     def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -58,15 +58,15 @@ class Codec(Protocol):
 
 
 NAMED = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
-"""The name of the tensor by which bitsandbytes describes a weight: the weight's key, and the format.
+"""The name of the tensor that describes a weight of bitsandbytes: the weight's key, and the format.
 Source: bitsandbytes (MIT), `QuantState.as_dict`."""
 
 
 def quantised_in(file: TensorFile, codec: Codec | None) -> tuple[dict[str, Quantised], dict[str, str]]:
-    """The quantised weights of a file that the codec reads, and the formats of those that it does not.
+    """The quantised weights of a file that the codec reads, and the formats of all others.
 
-    The formats are by the keys of the weights, where the file names them. The shapes of these weights in the
-    file are those of packed data.
+    The formats are listed by the key of the weight, if the file names them. The shapes of the others in the
+    file are the shapes of packed data.
     """
     weights: Mapping[str, Quantised] = codec.find(file) if codec else {}
     named = {match[1]: f"bitsandbytes {match[2]}" for match in map(NAMED.fullmatch, file.tensors) if match}
@@ -83,12 +83,12 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
     """Names of the float tensors whose values can be read as they are, without any scale.
 
     A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
-    (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
-    `weight` too, whatever their names (`scale_weight`, `comfy_quant`).
+    (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are also companions of its
+    `weight`, whatever their names (`scale_weight`, `comfy_quant`).
 
-    Left out are the `quantised` tensors, tensors of 8 bits or fewer that have companions, and the companions
-    of both. If a tensor with companions or a `quantised` one is float8, all other float8 tensors of the file
-    are left out too, because one of them may be a mere marker of the format.
+    The `quantised` tensors are left out, and tensors of 8 bits or fewer that have companions, and the
+    companions of both. If a tensor with companions or a `quantised` tensor is float8, all other float8
+    tensors of the file are left out too, because one of them may only mark the format.
     """
     ordered = sorted(tensors)
     # For every tensor that is neither a weight nor a bias: the weight of its layer.
@@ -112,7 +112,7 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
 
 def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
-    """The names that begin with one of the heads, found without comparing each name with each head."""
+    """The names that begin with one of the heads, without comparing each name with each head."""
     ordered = sorted(names)
     beginning: set[str] = set()
     at = 0

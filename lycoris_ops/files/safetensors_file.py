@@ -65,7 +65,8 @@ class SafetensorsFile(DiskFile):
     @classmethod
     @collector_paused()
     def at(cls, fingerprint: Fingerprint) -> SafetensorsFile:
-        """Read and check the header of the file of a fingerprint. Raises FileFormatError as `open` does."""
+        """Read and check the header of the file with this fingerprint. Raises FileFormatError as `open`
+        does."""
         with open_file(fingerprint.path) as file:
             check_no_answer(file, fingerprint.path)
             size, header = _read_header(file, fingerprint)
@@ -78,7 +79,7 @@ class SafetensorsFile(DiskFile):
 
     @classmethod
     def of_model(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Open the file of a model. Raises FileFormatError also for another format."""
+        """Open a file of a model. Raises FileFormatError also for a file of another format."""
         ending = Path(path).suffix
         if ending.lower() not in SAFETENSORS:
             if not ending:
@@ -181,7 +182,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
     """The metadata of a header. The format allows only texts; other values are converted to text."""
     if table is None:
-        # MLX writes it so where it has no metadata.
+        # MLX writes this if it has no metadata.
         return {}
     if not isinstance(table, dict):
         raise _damaged(fingerprint, "E-safetensors-metadata-not-a-table", METADATA)

@@ -26,22 +26,22 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 """The endings of files that torch saved as pickles, in lower case."""
 TICK = 20_000_000
-"""Nanoseconds within which two changes of a file can get the same time stamp: systems count in steps of up to
-10 ms."""
+"""Nanoseconds within which two changes of a file can get the same time stamp. Operating systems count in
+steps of up to 10 ms."""
 
 
 def _clock_of_stamps() -> int:
     """The time in ns on the clock that gives files their time stamps.
 
-    On Linux this is CLOCK_REALTIME_COARSE, number 5, which Python does not name. On a busy virtual machine
-    it stands still for longer than a tick.
+    On Linux this is CLOCK_REALTIME_COARSE, number 5, for which Python has no name. On a busy virtual machine
+    this clock stands still for longer than a tick.
     """
     return time.clock_gettime_ns(5) if sys.platform == "linux" else time.time_ns()
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Path, size and time of the last change: they identify a file's content without reading it."""
+    """The path, size and modification time of a file, which identify its content without reading it."""
 
     path: str
     size: int
@@ -49,10 +49,10 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
-        """The present fingerprint of a file.
+        """The current fingerprint of a file.
 
-        Raises FileFormatError where there is no such file, where the system refuses to describe it, or where
-        it is a folder or a device. Sleeps until the last change is 20 ms old, see `TICK`.
+        Raises FileFormatError where there is no such file, where it is a folder or a device, or where the
+        system gives no information on it. Sleeps until the last change is 20 ms old, see `TICK`.
         """
         # Links are not resolved: a download cache links readable names to files that are named by their hash.
         hint = "Check the name and the folder"
@@ -78,17 +78,18 @@ class Fingerprint:
 
     @classmethod
     def unstamped(cls, path: Path) -> Fingerprint:
-        """The fingerprint of a file that is still being written: without a time, and so without the wait."""
+        """The fingerprint of a file that is still being written. It has no time, so there is no wait."""
         return cls(path=str(path.absolute()), size=path.stat().st_size, mtime_ns=0)
 
     @property
     def stamp(self) -> str:
-        """A short text that changes when the content does. The file's path is not part of it."""
+        """A short text that changes when the content changes. The file's path is not part of it."""
         return f"{self.size}-{self.mtime_ns}"
 
 
 class TensorInfo(NamedTuple):
-    """A tensor as a file's header describes it; `start` and `end` are byte offsets in the data section."""
+    """The description of a tensor in a file's header. `start` and `end` are byte offsets in the data
+    section."""
 
     dtype: str
     """The safetensors name of the dtype, such as `BF16`."""
@@ -109,7 +110,7 @@ OFFSETS = slice(2, 4)
 class TensorFile(Protocol):
     """Named tensors in a file or in memory.
 
-    Their names, dtypes and shapes are known; the tensors themselves are read on request.
+    Names, dtypes and shapes are known. The tensors themselves are read on request.
     """
 
     @property
@@ -133,27 +134,28 @@ class TensorFile(Protocol):
         ...
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors. Callers must not write to them, since the cache may hold the same ones.
+        """The named tensors. Callers must not write to them, since the cache may hold the same tensors.
 
-        A file on a disk is read through `cache`, which keeps what is read unless `keep` is False. No file and
-        no mapping of it stays open.
+        A file on a disk is read through `cache`, which keeps the tensors unless `keep` is False. The file is
+        closed afterwards, and no mapping of it stays open.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DerivedFile:
-    """A file some of whose tensors are made from those of another `file`, or added to them."""
+    """A file with some tensors that are made from the tensors of another `file`, or added to them."""
 
     file: TensorFile
     tensors: Mapping[str, TensorInfo]
     makers: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
-    """For each tensor that is made: the name of the tensor in `file`, and how it is made from that."""
+    """For each tensor that is made: the name of the tensor of `file` that it is made from, and the
+    function."""
     added: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The tensors that are not read from `file`."""
 
     def restored(self, keys: Collection[str]) -> DerivedFile:
-        """This file with the tensors of these keys as `file` has them. Those that were added are left out."""
+        """This file with the tensors of these keys as they are in `file`. Added tensors are left out."""
         own = self.file.tensors
         back = {key for key in keys if key in own or key in self.added}
         tensors = {key: info for key, info in self.tensors.items() if key not in back}
@@ -181,7 +183,8 @@ class DerivedFile:
         self.file.check_unchanged()
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """See `TensorFile`. What tensors are made from is kept in any case: several may need it."""
+        """See `TensorFile`. The tensors of `file` are always kept, because several tensors may be made from
+        one."""
         makers = {name: self.makers[name] for name in names if name in self.makers}
         own = [name for name in names if name not in self.added]
         sources = {name: makers[name][0] if name in makers else name for name in own}
@@ -234,13 +237,13 @@ ANSWERS = {
     b"version https://git-lfs": "Git LFS's pointer to a model",
     b'{"error"': "a site's error message",
 }
-"""The beginnings of files that a download saved in place of a model, and what these files are."""
+"""The beginnings of files that a download saved in place of a model, with a description of each."""
 
 
 def check_no_answer(file: BinaryIO, path: str) -> None:
-    """Raise FileFormatError where a file holds a site's answer in place of a model.
+    """Raise FileFormatError where a file holds a web site's answer in place of a model.
 
-    The file must be at its start, and is left there.
+    The file must be at its start, and is at its start again afterwards.
     """
     start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     file.seek(0)
@@ -297,9 +300,9 @@ def is_text(text: str) -> bool:
 
 
 def stated_shape(sizes: Sequence[Any]) -> Shape | None:
-    """The sizes that a file states, as a shape; None where no tensor can have it.
+    """The sizes that a file gives for a tensor, as a shape; None if no tensor can have this shape.
 
-    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of the sizes above 0
+    A shape has at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of the sizes above 0
     must be at most `MAX_ELEMENTS`.
     """
     if len(sizes) > MAX_DIMENSIONS:

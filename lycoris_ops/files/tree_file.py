@@ -1,8 +1,8 @@
 """Store nested values in one safetensors file: tensors as tensors, everything else as JSON in the metadata.
 
-There is no pickle, so a file from a stranger cannot run code. The file gets its name only when complete. It
-has the CRC-32 of its JSON and of each tensor, so that a bit that a disk changed is noticed. Files of earlier
-versions have none.
+There is no pickle, so an untrusted file cannot run code. The file gets its name only when it is complete. It
+contains the CRC-32 of its JSON and of each tensor, so that a bit changed by a faulty disk is noticed. Files
+of earlier versions have no CRC-32.
 """
 
 from __future__ import annotations

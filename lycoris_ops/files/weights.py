@@ -21,7 +21,7 @@ from .quantised import Codec, plain_floats, quantised_in, stored_as
 
 
 class Weights(Protocol):
-    """The weights of a model by key. A host may bring its own, for models that it has loaded."""
+    """The weights of a model by key. A host may provide its own class for models that it has loaded."""
 
     @property
     def name(self) -> str:
@@ -38,11 +38,11 @@ class Weights(Protocol):
         ...
 
     def reads(self, key: str) -> bool:
-        """Whether a tensor holds a parameter's values, and not integers or another tensor's scales."""
+        """Whether a tensor holds the values of a parameter, not integers or the scales of another tensor."""
         ...
 
     def grain(self, key: str) -> torch.dtype | None:
-        """The dtype that a tensor's values were rounded to; None if it is not one of torch's."""
+        """The dtype that a tensor's values were rounded to; None if torch lacks this dtype."""
         ...
 
 
@@ -53,8 +53,8 @@ ModelSource = str | os.PathLike[str] | Mapping[str, Tensor] | Weights
 def weights_of(source: ModelSource, codec: Codec | None = None, *, name: str = "the model") -> Weights:
     """The weights of a file or a state dict.
 
-    `name` names a state dict, and `codec` reads a file's quantised formats. Raises FileFormatError for a file
-    that is damaged or not safetensors.
+    `name` is the name of a state dict in messages, and `codec` reads a file's quantised formats. Raises
+    FileFormatError for a file that is damaged or not safetensors.
     """
     if isinstance(source, Mapping):
         return MappedWeights(name, source)

@@ -1,4 +1,4 @@
-"""Write files, which get their names only when they are complete."""
+"""Write files. They get their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from .safetensors_file import encode_header, raw_bytes
 from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 
 UNFINISHED = ".part"
-"""The ending of unfinished files, and of earlier ones set aside. No program takes them for models."""
+"""The ending of unfinished files, and of earlier files that are set aside. No program takes them for
+models."""
 ASIDE = f".earlier{UNFINISHED}"
 """The ending of earlier files that are set aside while new ones take their names."""
 ON_WINDOWS = os.name == "nt"
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[1-9]|lpt[1-9])\s*(?:\..*)?", re.IGNORECASE)
-"""A name that stands for a device on Windows, whatever its ending: what is written there is lost."""
+"""A name that stands for a device on Windows, whatever its ending. Data written to it are lost."""
 RECIPE = "lycoris_recipe"
-"""The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
+"""The metadata key of a file's recipe: its sources and how it was made, as JSON."""
 
 DATA_HASH, MODELSPEC_HASH = "sshs_model_hash", "modelspec.hash_sha256"
 HASHES = (DATA_HASH, MODELSPEC_HASH, "sshs_legacy_hash")
-"""Metadata keys of hashes of the tensors. They are wrong once a tensor has changed."""
+"""Metadata keys of hashes of the tensors. They become wrong when a tensor changes."""
 
 Progress = Callable[[int, int], None]
-"""Called with the amount done and the total, both in layers or both in bytes.
+"""A function that is called with the amount done and the total, both in layers or both in bytes.
 
 An exception that it raises ends the work, and nothing is written.
 """
@@ -49,7 +50,7 @@ An exception that it raises ends the work, and nothing is written.
 def metadata_of(
     kept: Mapping[str, str], added: Mapping[str, str | None], recipe: Mapping[str, Any], source: str
 ) -> dict[str, str]:
-    """The metadata of a file that is made from another.
+    """The metadata of a file that is made from another file.
 
     It has the source file's metadata `kept` without its hashes, then `added`, where None removes a key, then
     `recipe` as JSON. `source` is the key under which the new recipe keeps the source file's recipe.
