@@ -1,10 +1,11 @@
 """Tries whether the tests notice small faults in the files that a change touches.
 
-    python -m tools.mutants [--since COMMIT] [--count N] [--seed N] [FILE ...]
+    python -m tools.mutants [--since COMMIT] [--count N] [--seed N] [--workers N] [--seconds N] [FILE ...]
 
 Each fault is one operator of cosmic-ray at one place, drawn at random. It is made in a copy of the last
-commit, and the tests that name what the file defines are run until one fails. A mutant that all of them pass
-has lived: it is shown as a difference, and the exit status is 1.
+commit. The test files that name what the mutated file defines are run until a test fails. Test files that
+fail or take too long without the fault are left out, and a mutant may stay untested for it. A mutant that
+passes all tests has lived: it is shown as a difference, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -29,11 +33,13 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).parents[1]
 COPIES = ROOT / ".cache" / "mutants"
-WORKERS = 2
+PACKAGES = ("lycoris_ops", "lycoris_nodes")
 TESTS = 6
-"""How many test files are run against a mutant: those that name most of what its file defines."""
-SECONDS = 400
-"""A mutant on which the tests take longer, such as an endless loop, counts as noticed."""
+"""How many test files are run against a mutant at most."""
+COMMON = 12
+"""A name that more test files have says nothing about which of them test it."""
+SPARE = 60
+"""A mutant counts as noticed where its tests take over twice their time and this many seconds more."""
 LEFT_OUT = re.compile(r"core/(Variable|RemoveDecorator|ExceptionReplacer)")
 """Operators whose mutants mostly fail on import, where any test notices them."""
 
@@ -54,7 +60,7 @@ class Mutant:
 
 def changed(since: str) -> list[str]:
     """The Python files of the pack that differ from a commit."""
-    command = ["git", "diff", "--name-only", "--diff-filter=d", since, "--", "lycoris_ops", "lycoris_nodes"]
+    command = ["git", "diff", "--name-only", "--diff-filter=d", since, "--", *PACKAGES]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     return [file for file in found if file.endswith(".py")]
 
@@ -110,48 +116,104 @@ def unread(source: str) -> list[tuple[int, int]]:
     ]
 
 
+@cache
+def texts() -> dict[str, str]:
+    """The texts of the test files, except those that need a browser."""
+    files = [file for file in sorted(ROOT.glob("tests/*/test_*.py")) if file.parent.name != "browser"]
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+
+
+@cache
+def sources() -> dict[str, str]:
+    """The sources of the pack."""
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
+
+
+@cache
+def spread() -> Counter[str]:
+    """In how many test files each word is."""
+    return Counter(word for text in texts().values() for word in set(re.findall(r"\w+", text)))
+
+
 def nearest(file: str) -> list[str]:
-    """The test files that name most of what a file defines, those that import it first."""
-    module = Path(file).with_suffix("")
-    source = (ROOT / file).read_text(encoding="utf-8")
-    names = {
-        node.name
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-    }
-    # A node is named by its id.
-    names |= set(re.findall(r'node_id="(\w+)"', source))
-    scores: dict[str, int] = {}
-    for test in sorted(ROOT.glob("tests/*/test_*.py")):
-        if test.parent.name == "browser":
-            continue
-        text = test.read_text(encoding="utf-8")
-        words = set(re.findall(r"\w+", text))
-        score = len(names & words) + 20 * (".".join(module.parts) in text) + 10 * (module.name in test.name)
-        scores[str(test.relative_to(ROOT))] = score
-    ordered = sorted(scores, key=lambda name: -scores[name])
-    return [name for name in ordered[:TESTS] if scores[name]]
+    """The test files that name a file or what it defines, or else what the files that use it define.
+
+    A name counts for more where fewer test files have it, and for nothing where many have it.
+    """
+    seen: set[str] = set()
+    wave = {file}
+    while wave:
+        names = {name for file in wave for name in defined(file) if spread()[name] <= COMMON}
+        scores = {
+            test: sum(1 / spread()[name] for name in names.intersection(re.findall(r"\w+", text)))
+            for test, text in texts().items()
+        }
+        if ordered := sorted((test for test in scores if scores[test]), key=lambda test: -scores[test]):
+            return ordered[:TESTS]
+        seen |= wave
+        wave = set[str]().union(*map(users, wave)) - seen
+    return []
 
 
-def lives(mutant: Mutant, copy: Path) -> bool:
-    """Whether the nearest tests pass with a mutant in a copy of the pack."""
-    place = copy / mutant.file
-    place.write_text(mutant.code, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *nearest(mutant.file)]
-    try:
-        found = subprocess.run(
-            command,
-            cwd=copy,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        place.write_text(mutant.source, encoding="utf-8")
-    return found.returncode == 0
+def defined(file: str) -> set[str]:
+    """The name of a file, the names that it defines, and the ids of its nodes."""
+    source = sources()[file]
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)} | {Path(file).stem}
+    return {name for name in names if not name.startswith("_")} | set(re.findall(r'node_id="(\w+)"', source))
+
+
+def users(file: str) -> set[str]:
+    """The files that import a file, or else its neighbours: a package may find its files by itself."""
+    path = Path(file)
+    stem = path.parent.name if path.stem == "__init__" else path.stem
+    imports = re.compile(rf"^ *(from [\w.]*\b{stem} import|(from [\w.]+ )?import .*\b{stem}\b)", re.MULTILINE)
+    found = {other for other, source in sources().items() if other != file and imports.search(source)}
+    return found or {other for other in sources() if Path(other).parent == path.parent}
+
+
+@dataclass
+class Trial:
+    """Runs tests on mutants in copies of the last commit."""
+
+    seconds: float
+    """How long the tests of a mutant take at most without it."""
+    times: dict[str, float | None] = field(default_factory=dict)
+    """How long each test file takes without a mutant; None where it fails."""
+
+    def lives(self, mutant: Mutant, copy: Path) -> bool | None:
+        """Whether the nearest tests pass with a mutant in a copy of the pack; None where none can be run."""
+        tests, total = [], 0.0
+        for test in nearest(mutant.file):
+            if test not in self.times:
+                begun = time.monotonic()
+                passed = self.passed([test], copy, self.seconds)
+                self.times[test] = time.monotonic() - begun if passed else None
+            taken = self.times[test]
+            if taken is not None and total + taken <= self.seconds:
+                tests.append(test)
+                total += taken
+        if not tests:
+            return None
+        place = copy / mutant.file
+        place.write_text(mutant.code, encoding="utf-8")
+        try:
+            return self.passed(tests, copy, 2 * total + SPARE)
+        finally:
+            place.write_text(mutant.source, encoding="utf-8")
+
+    def passed(self, tests: list[str], copy: Path, most: float) -> bool:
+        """Whether tests pass within so many seconds."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        try:
+            found = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, timeout=most, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return found.returncode == 0
 
 
 def copied(name: str) -> Path:
@@ -170,32 +232,34 @@ def main() -> int:
     parser.add_argument("--since", default="HEAD~1", help="the commit that changes are counted from")
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=200, help="how long the tests of a mutant may take")
     options = parser.parse_args()
     files = options.files or changed(options.since)
     if not files:
         print("no file of the pack has changed")
         return 0
+    trial = Trial(options.seconds)
     copies: SimpleQueue[Path] = SimpleQueue()
-    for worker in range(WORKERS):
+    for worker in range(options.workers):
         copies.put(copied(f"copy{worker}"))
 
-    def tried(mutant: Mutant) -> tuple[Mutant, bool]:
+    def tried(mutant: Mutant) -> tuple[Mutant, bool | None]:
         copy = copies.get()
         try:
-            return mutant, lives(mutant, copy)
+            return mutant, trial.lives(mutant, copy)
         finally:
             copies.put(copy)
 
-    alive = total = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
+    verdicts: list[str] = []
+    with ThreadPoolExecutor(options.workers) as pool:
         for mutant, lived in pool.map(tried, drawn(files, options.count, options.seed)):
-            total += 1
-            alive += lived
-            print(f"{total}: {mutant.file} {mutant.operator}: {'LIVES' if lived else 'noticed'}", flush=True)
+            verdicts.append("untested" if lived is None else "LIVES" if lived else "noticed")
+            print(f"{len(verdicts)}: {mutant.file} {mutant.operator}: {verdicts[-1]}", flush=True)
             if lived:
                 print(mutant, flush=True)
-    print(f"{alive} of {total} mutants live")
-    return int(alive > 0)
+    print(", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).items()))
+    return int("LIVES" in verdicts)
 
 
 if __name__ == "__main__":
