@@ -26,6 +26,7 @@ from .host.page import Answer, answer_get, answer_post
 from .schema.kept import KeptReport, kept
 from .stacks.bars import painted_rules, shown_bars, weighed_bars
 from .stacks.curves import DrawnCurves, drawn
+from .stacks.entries import RefusedRow, refused_rows
 from .stacks.rows import Row, parse_rows, row_table
 from .training.configs import Translated, translated
 from .training.node import schema
@@ -175,6 +176,10 @@ def _name_here(name: str) -> str:
         return name
 
 
+def rows_refused(text: str) -> Sequence[RefusedRow]:
+    return refused_rows(text)
+
+
 def model(asked: ModelQuestion) -> ModelFacts:
     files = known_files(asked)
     known = told_model(files) if files else None
@@ -217,6 +222,7 @@ GET: Mapping[str, Route] = {
 POST: Mapping[str, Route] = {
     f"{ROOT}/facts": facts,
     "/lycoris/rows": rows,
+    "/lycoris/rows/refused": rows_refused,
     "/lycoris/model": model,
     "/lycoris/training": training,
     "/lycoris/config": config,

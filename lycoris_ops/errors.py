@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .messages import Phrase, Value, filled, messages, phrase
 
@@ -56,7 +56,7 @@ class LycorisError(Exception):
         code: str,
         *,
         file: str | None = None,
-        place: str | None = None,
+        place: str | Phrase | None = None,
         key: str | None = None,
         weight: str | None = None,
         **values: Value,
@@ -103,7 +103,7 @@ class LycorisError(Exception):
         self,
         *,
         file: str | None = None,
-        place: str | None = None,
+        place: str | Phrase | None = None,
         key: str | None = None,
         weight: str | None = None,
     ) -> Self:
@@ -137,6 +137,10 @@ class LycorisError(Exception):
 
     def told(self) -> str:
         """The message in lines: what is wrong and what to do, then an empty line, then the details."""
+        return "\n\n".join(filter(None, self.parts()))
+
+    def parts(self) -> tuple[str, str]:
+        """What is wrong and what to do, in lines; and the details, in lines, or an empty text."""
         file, place, key, weight, got, expected, problem, hint = self._printable()
         name = PurePath(file).name
         if name and problem.startswith(PurePath(name).stem):
@@ -156,11 +160,11 @@ class LycorisError(Exception):
             "R-detail-expected": expected,
         }
         details = [phrase(code, words=words) for code, words in known.items() if words]
-        return "\n".join([*lines, "", *details] if details else lines)
+        return "\n".join(lines), "\n".join(details)
 
     def _printable(self) -> Iterator[str]:
         texts = (self.file, self.place, self.key, self.weight, self.got, self.expected, self.problem)
-        return (printable(text or "") for text in (*texts, self.hint))
+        return (printable(str(text or "")) for text in (*texts, self.hint))
 
 
 Problem = TypeVar("Problem", bound=LycorisError)
@@ -174,11 +178,11 @@ class located:  # noqa: N801 - used as a function is
         self,
         *,
         file: str | None = None,
-        place: str | None = None,
+        place: str | Phrase | None = None,
         key: str | None = None,
         weight: str | None = None,
     ) -> None:
-        self._places = {"file": file, "place": place, "key": key, "weight": weight}
+        self._places: dict[str, Any] = {"file": file, "place": place, "key": key, "weight": weight}
 
     def __enter__(self) -> None:
         pass

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from ...lycoris_ops import About, Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
+from ...lycoris_ops import About, Stack, about, adapter_stamp
 from ..files.beside import notes_beside, trigger_words
 from ..files.loras import lora_path
 from ..host.page import io
 from ..schema.checks import check, checked
 from ..schema.inputs import LOAD, stack_input, stack_output
 from ..schema.report import valid
-from ..stacks.presets import own_presets, parsed
-from ..stacks.rows import EMPTY, Row, live, parse_rows, row_of, row_tables
+from ..stacks.entries import check_row, entry_of
+from ..stacks.presets import own_presets
+from ..stacks.rows import EMPTY, live, parse_rows, row_tables
 
 
 class LycorisAdapterRows(io.ComfyNode):
@@ -64,7 +64,7 @@ class LycorisAdapterRows(io.ComfyNode):
     def execute(cls, rows: str, stack: Stack | None = None) -> io.NodeOutput:
         own = own_presets()
         on = live(parse_rows(rows))
-        added = [_entry(where, row, own) for where, row in on]
+        added = [entry_of(index, row, own) for index, row in on]
         words = dict.fromkeys(
             word
             for entry, (_, row) in zip(added, on, strict=True)
@@ -80,17 +80,8 @@ def _check(rows: str) -> bool | str:
     if isinstance(verdict, str):
         return verdict
     own = own_presets()
-    answers = [valid(partial(_check_row, where, table, own)) for where, table in row_tables(rows)]
+    answers = [valid(partial(check_row, index, table, own)) for index, table in enumerate(row_tables(rows))]
     return "\n".join(text for text in answers if isinstance(text, str)) or True
-
-
-def _check_row(where: str, table: Any, own: PresetFile) -> None:
-    row = row_of(where, table)
-    if row.on:
-        with located(place=where):
-            for file in row.files:
-                adapter_stamp(lora_path(file))
-            parsed(row.all_rules, own)
 
 
 def _stamp(rows: str) -> str:
@@ -105,16 +96,3 @@ def _stamp(rows: str) -> str:
 
 def _words(said: About, file: str) -> tuple[str, ...]:
     return trigger_words(said.triggers, said.stated, notes_beside(lora_path(file)))
-
-
-def _entry(where: str, row: Row, own: PresetFile) -> Entry:
-    with located(place=where):
-        rules = parsed(row.all_rules, own)
-        return Entry(
-            load_adapter(lora_path(row.file)),
-            strength=row.strength_model,
-            strength_clip=row.strength_clip,
-            rules=rules or None,
-            label=row.file,
-            low_noise=load_adapter(lora_path(row.low_noise)) if row.low_noise else None,
-        )

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
-from ...lycoris_ops import LycorisError, phrase
+from ...lycoris_ops import LycorisError, Phrase
 from ..files.loras import is_lora
 from .lora_stack import NOTHING
 from .typed import read_number
@@ -127,7 +127,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
     if beyond or not end:
         raise LycorisError(
             "E-tag-argument-unknown" if beyond else "E-tag-without-end",
-            key=phrase("R-row", number=number),
+            place=Phrase("R-row", {"number": number}),
             got=tag,
             argument=beyond[0] if beyond else None,
         )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Adapter, Entry, LycorisError, Shape, Stack, load_adapter, located, weighted
+from ...lycoris_ops import Adapter, Entry, LycorisError, Phrase, Shape, Stack, load_adapter, located, weighted
 from ..files.loras import lora_path, relative_name
 
 NOTHING = (None, "", "None")
@@ -27,14 +27,12 @@ def is_lora_stack(value: object) -> bool:
 
 def from_lora_stack(value: Sequence[Any] | None) -> Stack:
     """The stack that a LORA_STACK means. Raises LycorisError for a row of another form, with its number."""
-    entries = [
-        _entry(f"row {number} of the LORA_STACK", row) for number, row in enumerate(value or (), start=1)
-    ]
+    entries = [_entry(number, row) for number, row in enumerate(value or (), start=1)]
     return Stack(entry for entry in entries if entry is not None)
 
 
-def _entry(where: str, row: Any) -> Entry | None:
-    with located(place=where):
+def _entry(number: int, row: Any) -> Entry | None:
+    with located(place=Phrase("R-row-of-lora-stack", {"number": number})):
         name, *strengths = _parts(row)
         if name in NOTHING:
             return None

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...lycoris_ops import LycorisError, parse_json
+from ...lycoris_ops import LycorisError, Phrase, located, parse_json
 from ..files.loras import listed_once
 from .foreign import check_count, rows_of, tags_in, tuples_in
 from .typed import read_number
@@ -91,21 +91,21 @@ def parse_rows(text: str) -> tuple[Row, ...]:
     Raises LycorisError, with the row number and the field, for a text in an unknown format or from a later
     version.
     """
-    return tuple(row_of(where, table) for where, table in row_tables(text))
+    rows: list[Row] = []
+    for index, table in enumerate(row_tables(text)):
+        with located(place=row_name(index)):
+            rows.append(row_of(table))
+    return tuple(rows)
 
 
 @listed_once()
-def row_tables(text: str) -> list[tuple[str, Any]]:
-    """The rows of a text, not yet checked, each with its name in errors.
+def row_tables(text: str) -> list[Any]:
+    """The rows of a text, not yet checked.
 
     Raises LycorisError for a text in an unknown format or from a later version.
     """
-    tables = _tables(text) if text.strip() else []
-    return [(f"row {number}", table) for number, table in enumerate(tables, start=1)]
-
-
-def _tables(text: str) -> list[Any]:
-    """The rows of a text, not yet checked."""
+    if not text.strip():
+        return []
     if len(text) > MOST_TEXT:
         raise LycorisError("E-rows-text-too-long", count=len(text), most_text=MOST_TEXT)
     try:
@@ -135,24 +135,30 @@ def _own(table: dict[str, Any]) -> list[Any]:
             got=json.dumps(version),
             expected=str(VERSION),
         )
-    _check_names(table, ["version", "rows"], "the rows")
+    with located(place=Phrase("R-the-rows")):
+        _check_names(table, ["version", "rows"])
     check_count(len(table["rows"]))
     return table["rows"]
 
 
-def row_of(where: str, table: Any) -> Row:
-    """The row of a table. Raises LycorisError, with the row's name, for a table that is no row."""
+def row_name(index: int) -> Phrase:
+    """The name of a row in errors: its number, counted from 1."""
+    return Phrase("R-row", {"number": index + 1})
+
+
+def row_of(table: Any) -> Row:
+    """The row of a table. Raises LycorisError for a table that is no row."""
     if not isinstance(table, dict):
-        raise LycorisError("E-row-not-a-table", place=where, got=type(table).__name__)
-    _check_names(table, FIELDS, where)
+        raise LycorisError("E-row-not-a-table", got=type(table).__name__)
+    _check_names(table, FIELDS)
     if "file" not in table:
-        raise LycorisError("E-row-without-file", place=where)
+        raise LycorisError("E-row-without-file")
     values = {name: _typed(name, value) for name, value in table.items()}
     for name, value in values.items():
         fits, expected = KINDS[name]
         if not fits(value):
             got = json.dumps(table[name], ensure_ascii=False)
-            raise LycorisError("E-row-field-unusable", place=where, name=name, got=got, expected=expected)
+            raise LycorisError("E-row-field-unusable", name=name, got=got, expected=expected)
     return Row(**values)
 
 
@@ -162,10 +168,10 @@ def _typed(name: str, value: Any) -> Any:
     return value if number is None else number
 
 
-def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
+def _check_names(table: Mapping[str, Any], known: list[str]) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise LycorisError("E-row-field-unknown", place=where, unknown=unknown[0], expected=", ".join(known))
+        raise LycorisError("E-row-field-unknown", unknown=unknown[0], expected=", ".join(known))
 
 
 def row_table(row: Row) -> dict[str, Any]:
@@ -179,6 +185,6 @@ def row_table(row: Row) -> dict[str, Any]:
     return {**table, "rules": row.rules} if row.rules.strip() else table
 
 
-def live(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """The rows that are on, each with its name in errors."""
-    return [(f"row {number}", row) for number, row in enumerate(rows, start=1) if row.on]
+def live(rows: Iterable[Row]) -> list[tuple[int, Row]]:
+    """The rows that are on, each with its index."""
+    return [(index, row) for index, row in enumerate(rows) if row.on]

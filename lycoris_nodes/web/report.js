@@ -7,7 +7,7 @@ import { t } from "./language.js"
 import { anyNodeOf, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { fill, remove, shownOn, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
-import { showReasons } from "./rows/reasons.js"
+import { clearReasons, showReasons } from "./rows/reasons.js"
 
 // The workflow's id of each prompt that this page has sent and that has not ended.
 /** @type {Map<string, string | undefined>} */
@@ -18,6 +18,9 @@ const workflows = new Map()
 let running = null
 /** @type {Set<string>} */
 const done = new Set()
+
+// How many runs the page has asked for.
+let queued = 0
 
 // What unfinished nodes of this run have saved, in words.
 /** @type {Map<string, string>} */
@@ -61,6 +64,22 @@ function show(node, output) {
 }
 
 /**
+ * Show an error on the rows of a node, or in a box if no row is the reason.
+ *
+ * @param {GraphNode} node
+ * @param {string} state
+ * @param {string} text
+ */
+async function blame(node, state, text) {
+  const run = queued
+  const shown = await showReasons(node)
+  // The answer may come after the next run has begun.
+  if (run !== queued) return
+  if (shown) remove(node)
+  else fill(node, state, text)
+}
+
+/**
  * Shows why nodes were refused. The front end itself says only that an input is invalid.
  *
  * @param {[key: string, error: any][]} errors
@@ -69,9 +88,7 @@ function refuse(errors) {
   for (const [key, { errors: reasons }] of errors) {
     const node = nodeOf(key)
     if (!node) continue
-    const words = refusal(reasons)
-    if (showReasons(node, words)) remove(node)
-    else fill(node, "refused", t("The run was refused: {words}", { words }))
+    void blame(node, "refused", t("The run was refused: {words}", { words: refusal(reasons) }))
   }
   // The reports of the last run would look like those of this one.
   if (!running) for (const node of ourNodes()) if (stateOf(node) !== "refused") remove(node)
@@ -147,7 +164,7 @@ function listen() {
     rescued.clear()
     if (!isHere()) return
     for (const node of ourNodes()) {
-      showReasons(node, "")
+      clearReasons(node)
       if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
     }
   })
@@ -164,8 +181,7 @@ function listen() {
   api.addEventListener("execution_error", ({ detail }) => {
     const node = nodeIn(detail)
     const text = together([detail.exception_message.trim(), rescued.get(String(detail.node_id)) ?? ""])
-    if (node && showReasons(node, text)) remove(node)
-    else if (node) fill(node, "error", text)
+    if (node) void blame(node, "error", text)
   })
   api.addEventListener("execution_interrupted", ({ detail }) => {
     const node = nodeIn(detail)
@@ -188,7 +204,10 @@ function listen() {
 export function listenToReports() {
   listen()
   onPrompt({
-    ask: () => removeAll("refused"),
+    ask() {
+      queued += 1
+      removeAll("refused")
+    },
     sent: (prompt, workflow) => workflows.set(prompt, workflow),
     refuse,
   })

@@ -121,6 +121,14 @@
 
 /**
  * @typedef {{
+ *   index: number,
+ *   reason: string,
+ *   details: string,
+ * }} RefusedRow
+ */
+
+/**
+ * @typedef {{
  *   model: string[],
  *   clip: string[],
  * }} ModelQuestion
@@ -297,6 +305,7 @@
  * @typedef {{
  *   "/lycoris/adapters/facts": [asked: FilesQuestion, answer: Record<string, Facts>],
  *   "/lycoris/rows": [asked: string, answer: ReadRows],
+ *   "/lycoris/rows/refused": [asked: string, answer: RefusedRow[]],
  *   "/lycoris/model": [asked: ModelQuestion, answer: ModelFacts],
  *   "/lycoris/training": [asked: TrainingQuestion, answer: Told],
  *   "/lycoris/config": [asked: ConfigQuestion, answer: Translated],

@@ -94,7 +94,7 @@ export function addList(node) {
   })
   lists.set(node, list)
   followModel(node, list.draw)
-  onReasons(node, list.blame)
+  onReasons(node, { ask: list.explain, clear: list.clear })
   const getMinHeight = () => list.height() + 2 * MARGIN
   showElement(node, "list", list.element, { hideOnZoom: false, margin: MARGIN, getMinHeight })
   onValue(text, list.draw)

@@ -131,6 +131,7 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
 
     # The run is refused, and the row says why.
     ui.press_run()
+    page.locator(".lycoris-reason:visible").wait_for()
     look(".lycoris-reason:not([hidden])")
     screenshot(f"chinese-refused-{kind}")
     page.locator(".lycoris-row .lycoris-file").nth(1).click(button="right")

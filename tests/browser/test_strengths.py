@@ -315,7 +315,7 @@ def files(loras: Path) -> None:
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_rows_warn_before_a_run_and_say_why_it_was_refused(
-    ui: Ui, files: None, vue_nodes: bool, screenshot: Callable[[str], None]
+    ui: Ui, files: None, loras: Path, vue_nodes: bool, screenshot: Callable[[str], None]
 ) -> None:
     page = ui.page
     rows = start(
@@ -390,15 +390,19 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
     field(rows, 0).press("Enter")
     assert reasons.count() == 0
     # An error during the run is shown on its row too.
+    (loras / INK).write_bytes(b"no adapter")
     page.evaluate(
         """() => app.api.dispatchCustomEvent('execution_error', {
             node_id: app.graph.nodes.find(node => node.type === 'LycorisAdapterRows').id,
-            exception_message: 'x.safetensors: row 3: it cannot be read',
+            node_type: 'LycorisAdapterRows',
+            exception_type: 'Error',
+            exception_message: 'the run stopped',
             traceback: [],
         })"""
     )
     reasons.wait_for()
-    assert reasons.locator("span").text_content() == "it cannot be read"
+    assert "ink wash v2" in str(reasons.locator("span").text_content())
+    assert page.locator(".lycoris-report").count() == 0
     reasons.get_by_role("button", name="switch this row off").click()
     assert rows.said()[0][2]["on"] is False
     assert reasons.count() == 0

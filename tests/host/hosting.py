@@ -214,8 +214,11 @@ def text(*rows: dict[str, Any]) -> str:
     return json.dumps({"version": 1, "rows": rows})
 
 
-def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:
-    """The status, type and content that a route of the pack answers: to a POST with a body, else to a GET."""
+def ask(path: str, body: str | None = None, language: str = "en", **query: str) -> tuple[int, str, bytes]:
+    """The status, type and content that a route of the pack answers: to a POST with a body, else to a GET.
+
+    `language` is that of the page.
+    """
     from server import PromptServer
 
     async def answer() -> tuple[int, str, bytes]:
@@ -226,7 +229,8 @@ def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, byt
         )
         async with TestClient(TestServer(app)) as client:
             method = "GET" if body is None else "POST"
-            found = await client.request(method, path, params=query, data=body)
+            spoken = {"Lycoris-Language": language}
+            found = await client.request(method, path, params=query, data=body, headers=spoken)
             return found.status, found.content_type, await found.read()
 
     return asyncio.new_event_loop().run_until_complete(answer())

@@ -139,6 +139,23 @@ def test_every_row_says_what_is_wrong_with_it(host: Host) -> None:
     assert [line[:6] for line in lines if line.startswith("row ")] == ["row 1:", "row 4:", "row 5:"]
 
 
+def test_a_page_is_told_which_rows_stop_a_run(host: Host, lora_file: Callable[[str, Any], str]) -> None:
+    """Also files that only a run opens; in the language of the page, without the name of the row."""
+    broken = lora_file("broken.safetensors", b"no adapter")
+    wrong = {"file": LORA, "strength_model": "1/3"}
+    rows = [{"file": LORA}, wrong, {"file": broken}, {"file": broken, "on": False}]
+    refused = json.loads(ask("/lycoris/rows/refused", text(*rows))[2])
+    assert [row["index"] for row in refused] == [1, 2]
+    assert refused[0]["reason"].startswith("the field `strength_model` cannot be used.\nExpected: ")
+    assert refused[0]["details"] == 'found: "1/3"'
+    assert "broken" in refused[1]["reason"] and str(host.base) not in str(refused)
+    (first, _) = json.loads(ask("/lycoris/rows/refused", text(*rows), language="zh")[2])
+    assert "不能" in first["reason"] or "无法" in first["reason"]
+    # A text that has no rows is no row's fault.
+    assert json.loads(ask("/lycoris/rows/refused", "{")[2])["error"]
+    assert json.loads(ask("/lycoris/rows/refused", "")[2]) == []
+
+
 def test_a_name_that_two_files_have_is_none(host: Host, lora_file: Callable[[str, Any], str]) -> None:
     for ending in ("safetensors", "pt"):
         lora_file(f"twice.{ending}", b"")

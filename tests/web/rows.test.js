@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 import { apart, badgesOf, halves, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
-import { heightOf, reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
+import { heightOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
   hasClip,
@@ -163,15 +163,9 @@ test("the nearest names to one that is gone are found", () => {
   assert.deepEqual([near("x"), near(""), near("墨.safetensors")], [[], [], [files[4]]])
 })
 
-test("reasons are found by the rows that they name", () => {
-  const text = "row 2: b: it is gone\nPut it back\n\nfile: b\nrow 10: what: ever\n"
-  const rows = new Map([[1, "b: it is gone\nPut it back\n\nfile: b"], [9, "what: ever"]])
-  assert.deepEqual(reasonsOf(text), { rows, rest: "" })
-  assert.deepEqual(reasonsOf("the rows are odd\nrow 1: x"), { rows: new Map([[0, "x"]]), rest: "the rows are odd" })
-  assert.deepEqual(reasonsOf(""), { rows: new Map(), rest: "" })
-  // A long reason has the room of two rows. What is folded takes none.
-  assert.deepEqual([null, "short", `short\n\n${"x".repeat(200)}`, "x".repeat(200)].map(heightOf), [0, 1, 1, 2])
-  assert.equal(heightOf("\u5b57".repeat(60)), 2)
+test("a long reason has the room of two rows, and details have none", () => {
+  const reasons = ["short", "x".repeat(200), "\u5b57".repeat(60)].map((reason) => ({ reason, details: "x".repeat(200) }))
+  assert.deepEqual([null, ...reasons].map(heightOf), [0, 1, 2, 2])
 })
 
 test("a file is described in few words", () => {

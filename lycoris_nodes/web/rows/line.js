@@ -5,7 +5,7 @@ import { t } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
 import { apart, badgesOf, halves, nameInRow } from "./names.js"
-import { heightOf, shownOf } from "./reasons.js"
+import { heightOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
 import { aboutFile, fileNames } from "./server.js"
@@ -258,16 +258,16 @@ export function createLine(acts, bounds) {
     twice.title = t("This file is on in {times} rows: what they change adds up", { times })
   }
   /**
-   * @param {string | null} words in the server's words; only the first paragraph is shown
+   * @param {import("./reasons.js").Reason | null} found
    * @param {boolean} stops whether the row stops a run while it is on
    */
-  const blame = (words, stops) => {
-    reason.hidden = !words
-    why.textContent = shownOf(words ?? "")
-    reason.title = words ?? ""
+  const blame = (found, stops) => {
+    reason.hidden = !found
+    why.textContent = found?.reason ?? ""
+    reason.title = found ? [found.reason, found.details].filter(Boolean).join("\n\n") : ""
     off.hidden = !stops
-    reason.classList.toggle("lycoris-long", heightOf(words) > 1)
-    element.classList.toggle("lycoris-blamed", Boolean(words))
+    reason.classList.toggle("lycoris-long", heightOf(found) > 1)
+    element.classList.toggle("lycoris-blamed", Boolean(found))
   }
   /** Whether the line has this field: not every file has layers for the picture, or for the sound, alone. */
   const has = (/** @type {Changed} */ name) => !signals.some(({ signal, element }) => signal === name && element.hidden)

@@ -12,8 +12,8 @@ import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
 import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
-import { heightOf, reasonsOf } from "./reasons.js"
-import { aboutFile, forgetFile, readRows } from "./server.js"
+import { heightOf } from "./reasons.js"
+import { aboutFile, forgetFile, readRows, refusedRows } from "./server.js"
 import { openSets } from "./sets.js"
 import {
   SIGNALS, filesOf, formatRows, hasClip, isOn, joined, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal,
@@ -76,7 +76,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
    * @type {ReturnType<typeof model> | null}
    */
   let reached = null
-  /** @type {Map<number, {row: string, why: string, typed?: boolean}>} */
+  /** @type {Map<number, {row: string, why: import("./reasons.js").Reason, typed?: boolean}>} */
   let refused = new Map()
   /** Resolves when the ongoing change of a strength ends. The change is made to the rows as they were at its start. */
   let settled = Promise.resolve()
@@ -220,7 +220,9 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       return {
         type: (value) => set(changed(() => value)),
         say(words) {
-          refused = new Map(words ? [[index, { row: JSON.stringify(rows[index]), why: words, typed: true }]] : [])
+          refused = new Map(
+            words ? [[index, { row: JSON.stringify(rows[index]), why: { reason: words, details: "" }, typed: true }]] : [],
+          )
           show(rows)
         },
         step: () => ({ by: (amount) => set(by(amount)), end: settling(begin()) }),
@@ -461,20 +463,27 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     return found && found.row === JSON.stringify(rows[index]) ? found.why : null
   }
 
+  /** Ask why a run stops at the rows, and show it in place of the last reasons. Returns whether any row has a reason. */
+  async function explain() {
+    if (isLinked()) return false
+    const asked = rows
+    blame(asked, await refusedRows(read()))
+    return refused.size > 0
+  }
+
   /**
-   * Show an error on the rows that it is about, in place of the last error. Returns whether it is about rows alone.
+   * Show reasons on the rows that they are for.
    *
-   * @param {string} text
+   * @param {Row[]} asked the rows that the server was asked about
+   * @param {import("../routes.js").RefusedRow[]} reasons
    */
-  function blame(text) {
-    const { rows: reasons, rest } = reasonsOf(text)
-    refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
+  function blame(asked, reasons) {
+    refused = new Map(reasons.map(({ index, ...why }) => [index, { row: JSON.stringify(asked[index]), why }]))
     // The cached facts of their files may be out of date.
     for (const index of refused.keys()) if (index in rows) filesOf(rows[index]).forEach(forgetFile)
     if (rows.length) show(rows)
     const first = lines[Math.min(...refused.keys())]
     if (first) body.scrollTop += first.element.getBoundingClientRect().top - body.getBoundingClientRect().top
-    return !rest && [...refused.keys()].every((index) => index in lines)
   }
 
   /** @param {string} words */
@@ -515,5 +524,5 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     closePopup()
     hidePreview()
   }
-  return { element, height: () => height, draw, blame, close }
+  return { element, height: () => height, draw, explain, clear: () => blame([], []), close }
 }

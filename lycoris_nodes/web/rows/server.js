@@ -103,3 +103,13 @@ export async function readRows(text) {
   if (error) throw new Error(error)
   return rows
 }
+
+/**
+ * Why a run stops at rows; none where no single row is the reason.
+ *
+ * @param {string} text
+ */
+export async function refusedRows(text) {
+  const refused = await post("/lycoris/rows/refused", text)
+  return refused.error ? [] : refused
+}
