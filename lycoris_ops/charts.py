@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ OVER = 0.6
 """The opacity of a share of 1 in `Planes`."""
 STEPS = 8
 """How many levels the shares of a plane are rounded to."""
+WORD = re.compile(r"\s*(?:[\u2e80-\uffef]|[^\s\u2e80-\uffef]+)")
+"""What stays on one line, with the space before it: a word, or an East Asian letter."""
 WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "msyh.ttc",
@@ -512,10 +515,10 @@ def _legends(entries: Legend, width: int) -> list[Panel]:
 def _words(text: str, width: int) -> Panel:
     """A text, wrapped into lines."""
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+    for word in WORD.findall(text):
+        longer = (lines[-1] + word).strip()
         if lines[-1] and length_of(longer, TITLE) > width - 2 * EDGE:
-            lines.append(fitted(word, width - 2 * EDGE, TITLE))
+            lines.append(fitted(word.strip(), width - 2 * EDGE, TITLE))
         else:
             lines[-1] = fitted(longer, width - 2 * EDGE, TITLE)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..changes.place import Mask
 from ..charts import INK, Picture, Planes, colour_of, of_planes
+from ..messages import phrase
 from ..report.words import few, plain_name
 from ..stack.stack import Entry, Stack
 
@@ -42,13 +43,13 @@ def mask_picture(stack: Stack) -> Picture | None:
         [(_shares(mask[at]), colour) for mask, colour in zip(planes, colours, strict=True)]
         for at in range(len(moments))
     ]
-    titles = [f"frame {frame}" if count > 1 else "" for frame in _even(count)]
+    titles = [phrase("R-chart-frame", frame=frame) if count > 1 else "" for frame in _even(count)]
     names = [
         (few([plain_name(entry.name) for entry in entries]), colour)
         for entries, colour in zip(masks.values(), colours, strict=True)
     ]
     if free := [plain_name(entry.name) for entry in stack if entry.mask is None]:
-        names.append((f"everywhere: {few(free)}", INK))
+        names.append((phrase("R-chart-everywhere", names=few(free)), INK))
     return of_planes("", names, Planes(titles, shares), WIDTH)
 
 

@@ -23,6 +23,7 @@ from ..charts import (
     in_rows,
     write_png,
 )
+from ..messages import phrase
 from ..report.blocks import blocks_verdict
 from ..report.words import plain_name
 from ..stack.survey import Survey
@@ -68,19 +69,19 @@ def examination_charts(examined: Examination) -> list[Axes | ColourTable]:
         charts.append(ranked)
     if len(examined.entries) > 1:
         cosines = [[float(value) for value in row] for row in examined.cosines()]
-        title = "how alike: 1 the same, 0 unrelated, -1 opposed"
-        charts += [ColourTable(title, _names(examined), cosines), _pairs(examined)]
+        charts += [ColourTable(phrase("R-chart-alike"), _names(examined), cosines), _pairs(examined)]
     if any(entry.adapter.report is not None for entry in examined.entries):
         charts.append(_lost(examined))
     if any(entry.schedule for entry in examined.entries):
-        charts.append(Axes("strength over the sampling", list(_curves(examined)), "share of the clock"))
+        title = phrase("R-chart-strengths")
+        charts.append(Axes(title, list(_curves(examined)), phrase("R-chart-clock")))
     return charts
 
 
 def blocks_picture(found: Survey) -> Picture:
     """Bars for each block's share of each adapter's change; without adapters, for its number of weights."""
     legend = [(plain_name(own.entry.name), colour_of(number)) for number, own in enumerate(found.adapters)]
-    title = "share of the change in each block" if found.adapters else "weights in each block"
+    title = phrase("R-chart-block-shares" if found.adapters else "R-chart-block-weights")
     return in_rows(blocks_verdict(found), title, block_rows(found), legend)
 
 
@@ -129,7 +130,7 @@ def _by_block(examined: Examination) -> Axes:
             for index, value in squares.items():
                 bottoms[index] += value
         most = max(bottoms.values(), default=0.0) or 1.0
-        title = "share of the change in each block, by kind of layer"
+        title = phrase("R-chart-kinds")
         return Axes(title, series, names=examined.blocks, limits=(0.0, most), percent=True)
     width = 0.8 / count
     thin = THIN * count * len(examined.blocks) > WIDTH
@@ -142,7 +143,7 @@ def _by_block(examined: Examination) -> Axes:
             left = -0.4 + entry * width
             series.append(Series(_boxes(norms, left, 0.9 * width, {}), colour_of(entry), form="boxes"))
     most = max((y for each in series for _, y in each.points), default=0.0) or 1.0
-    title = "size of the change in each block, at the strengths"
+    title = phrase("R-chart-block-sizes")
     return Axes(title, series, names=examined.blocks, limits=(0.0, most))
 
 
@@ -172,9 +173,9 @@ def _relative(examined: Examination) -> Axes:
         for label, colour, own in _groups(examined)
     ]
     return Axes(
-        "change of each layer, relative to its weight" if related else "size of the change of each layer",
+        phrase("R-chart-layers-relative" if related else "R-chart-layers"),
         series,
-        across="layer, in the order of the model",
+        across=phrase("R-chart-layer-order"),
         logarithmic=(False, True),
         percent=related,
     )
@@ -201,9 +202,9 @@ def _kept(examined: Examination) -> Axes | None:
     if not series:
         return None
     return Axes(
-        "what a lower rank would keep; shaded: 8 of 10 layers",
+        phrase("R-chart-kept"),
         series,
-        across=f"rank; dashed: keeps {ENOUGH:.0%} in 9 of 10 layers",
+        across=phrase("R-chart-rank", share=ENOUGH),
         logarithmic=(True, False),
         ticks=[2.0**power for power in range(most.bit_length())],
         marks=marks,
@@ -221,11 +222,13 @@ def _pairs(examined: Examination) -> Axes:
     names = _names(examined)
     for number, pair in enumerate(sorted(strongest)):
         points = [(float(position), float(cosines[pair])) for position, cosines in enumerate(by_block)]
-        label = " and ".join(names[entry] for entry in pair)
+        label = phrase("R-both", first=names[pair[0]], second=names[pair[1]])
         # Not the colours of the adapters themselves.
         series.append(Series(points, colour_of(len(names) + number), label, "line and dots"))
-    more = f", the {PAIRS} strongest pairs" if len(pairs) > PAIRS else ""
-    return Axes(f"how alike in each block{more}", series, names=examined.blocks, limits=(-1.0, 1.0))
+    title = phrase("R-chart-alike-blocks")
+    if len(pairs) > PAIRS:
+        title = phrase("R-chart-alike-strongest", pairs=PAIRS)
+    return Axes(title, series, names=examined.blocks, limits=(-1.0, 1.0))
 
 
 def _lost(examined: Examination) -> Axes:
@@ -241,9 +244,9 @@ def _lost(examined: Examination) -> Axes:
         if each.adapter.report is not None
     ]
     return Axes(
-        "what each layer lost when the file was made",
+        phrase("R-chart-lost"),
         series,
-        "layer",
+        phrase("R-chart-layer"),
         logarithmic=(False, True),
         percent=True,
     )

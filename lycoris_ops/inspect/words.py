@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algorithms.checks import of_rank
 from ..errors import printable
-from ..messages import number_of, phrase
+from ..messages import phrase
 from ..report.words import few, paragraph, plain_name, unmeasured
 from .measure import Examination, LayerMeasure
 
@@ -28,8 +28,7 @@ def describe_examination(found: Examination) -> str:
     if len(found.entries) > 1:
         texts.append(_pairs(found))
     if found.left_out:
-        left = number_of(len(found.left_out), "layer has", "layers have")
-        texts.append(phrase("R-no-place-model-not-measured", left=left))
+        texts.append(phrase("R-no-place-model-not-measured", left=len(found.left_out)))
     return "\n\n".join(texts)
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..charts import Axes, Picture, Series, below_each_other, binned, colour_of, write_png
+from ..messages import phrase
 from .history import History
 from .race import Race
 
@@ -20,7 +21,7 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 def curves_picture(
-    history: History, steps: int | None = None, title: str = "loss", race: Race | None = None
+    history: History, steps: int | None = None, title: str = "", race: Race | None = None
 ) -> Picture:
     """The training losses, as means of several steps, and the held-out losses; below them a race.
 
@@ -28,11 +29,12 @@ def curves_picture(
     """
     trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
     held = [(float(step), loss) for step, loss in history.validation]
-    series = [Series(trained, colour_of(0), "training")]
+    series = [Series(trained, colour_of(0), phrase("R-chart-training"))]
     if held:
-        series.append(Series(held, colour_of(1), "held out", "line and dots"))
+        series.append(Series(held, colour_of(1), phrase("R-held-out"), "line and dots"))
     end = steps or max((step for step, _ in (*history.losses, *history.validation)), default=1)
-    charts = [Axes(title, series, across="step", span=(0.0, float(end))), *(_heats(race) if race else [])]
+    losses = Axes(title or phrase("R-chart-loss"), series, phrase("R-chart-step"), span=(0.0, float(end)))
+    charts = [losses, *(_heats(race) if race else [])]
     return below_each_other(race.verdict() if race else "", [], charts)
 
 
@@ -61,5 +63,6 @@ def _heats(race: Race) -> list[Axes]:
     losses = [loss for each in series for _, loss in each.points]
     low, high = min(losses, default=0.0), min(max(losses, default=0.0), race.start)
     limits = (low, high) if low < high else None
-    axes = Axes("held-out loss", series, across="learning rate", logarithmic=(True, False), limits=limits)
+    title, rate = phrase("R-held-out-loss"), phrase("R-chart-rate")
+    axes = Axes(title, series, across=rate, logarithmic=(True, False), limits=limits)
     return [axes] if losses else []

@@ -163,8 +163,8 @@ def test_a_note_is_shown_in_chinese_and_saved_as_delivered(ui: Ui, vue_nodes: bo
     page.wait_for_timeout(500)
     ui.reload()
     ui.render_with_vue(vue_nodes)
-    words = json.loads((ROOT / "lycoris_nodes" / "web" / "words" / "zh.json").read_text(encoding="utf-8"))
-    notes: dict[str, str] = words["notes"]
+    words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    notes: dict[str, str] = words["lycoris"]["notes"]
     note = "app.graph.nodes.find(node => node.type === 'MarkdownNote')"
 
     def shown() -> list[str]:

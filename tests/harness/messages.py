@@ -156,8 +156,8 @@ def called_kind(given: ast.expr | None) -> str:
 
 
 def prose(where: Path) -> Iterator[str]:
-    """Texts of several words in the sources of a folder, which have no code."""
-    for file in sorted(where.rglob("*.py")):
+    """Texts of several words without a code, in a source or in those of a folder."""
+    for file in sorted(where.rglob("*.py")) or [where]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         silent = (node for node in ast.walk(tree) if _says_nothing(node))
         apart = {id(part) for node in silent for part in ast.walk(node)}

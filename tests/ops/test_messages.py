@@ -84,8 +84,9 @@ def test_an_error_is_raised_with_the_values_of_its_text(code: str) -> None:
         assert given - used <= PARTS | PLACES | {"error", "meant"}, ast.unparse(call)
 
 
-def test_a_report_has_no_words_of_its_own() -> None:
-    assert list(prose(ROOT / "lycoris_ops" / "report")) == []
+@pytest.mark.parametrize("place", ["report", "inspect/masks.py", "ranks/picture.py"])
+def test_reports_and_charts_have_no_words_of_their_own(place: str) -> None:
+    assert list(prose(ROOT / "lycoris_ops" / place)) == []
 
 
 def test_a_path_within_a_kept_text_is_shown_as_others_are() -> None:
