@@ -212,7 +212,7 @@ def race(
     single entrant.
 
     Kinds are compared at their own rates, not at the best ones of short heats, because these mislead:
-    docs/ranks.md has the figures.
+    docs/races.md has the figures.
 
     All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
     entrant's `step`, the held-out batches at half a step each (more where they are larger than the `batches`,
