@@ -1,18 +1,18 @@
 """Collect pages for the site from elsewhere in the repository: help pages of the nodes, root pages, the API.
 
-No fact is written twice: the site shows the nodes' own help pages, and makes the page of errors from their
-tables. Pages link to files of the repository, so that they can be read on a forge too.
+No fact is written twice: the site shows the nodes' own help pages. Pages link to files of
+the repository, so that they can be read on a forge too.
 """
 
 from __future__ import annotations
 
-import html
 import os
 import posixpath
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -20,9 +20,7 @@ from urllib.parse import quote, unquote
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from tests.harness import pages
-from tests.harness.messages import tables
-from tests.harness.pages import GROUPS, names_of, title
+from tests.harness.pages import AREAS, GROUPS, NAMES, names_of, page_of, title
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = "lycoris_nodes/web/docs"
@@ -39,12 +37,14 @@ NOWHERE = "not-in-the-site"
 
 
 def on_config(config: Any) -> Any:
-    """Put every node and every page of the API into the table of contents."""
+    """Put every node, and every page of the API and of errors, into the table of contents."""
     nodes = next(entry["Nodes"] for entry in config.nav if "Nodes" in entry)
     nodes += [{title(text): f"nodes/{name}.md"} for name, text in helps("")]
     nodes.append({"节点（中文）": "nodes/zh/index.md"})
     library = next(entry["Library"] for entry in config.nav if "Library" in entry)
-    library.append({"Python API": ["api.md", *({group: api_page(group)} for group in GROUPS)]})
+    library.append({"Python API": ["api.md", *({group: page_of(group, "api")} for group in GROUPS)]})
+    guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
+    guides.append({"Errors": ["errors.md", *({area: page_of(area, "errors")} for area in AREAS)]})
     return config
 
 
@@ -71,20 +71,14 @@ def on_files(files: Files, config: Any) -> Files:
             if picture.suffix in (".webp", ".jpg"):
                 path = f"{folder}/{picture.name}"
                 files.append(File.generated(config, path, abs_src_path=str(picture)))
-    for group in GROUPS:
-        members = "\n\n".join(f"::: lycoris_ops.{name}" for name in names_of(group))
-        add(api_page(group), f"# {group}\n\n{members}\n")
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Insert the generated part of a page, and turn links to files of the repository into the site's."""
     path = page.file.src_uri
-    made = {
-        "command-line.md": ("<!-- options -->", commands),
-        "errors.md": ("<!-- errors -->", errors),
-        "api.md": ("<!-- names -->", names),
-    }
+    made = {"command-line.md": ("<!-- options -->", commands)}
+    made |= {page_of(group, "api"): (NAMES, partial(members, group)) for group in GROUPS}
     if path in made:
         mark, make = made[path]
         # The text after the mark is for readers without the site.
@@ -102,7 +96,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
     content = re.sub(r'<img[^>]* src="([^"]*pictures/[\w-]+\.svg)"[^>]*>', drawn, content)
     for group in GROUPS:
-        if page.file.src_uri == api_page(group):
+        if page.file.src_uri == page_of(group, "api"):
             shown = set(re.findall(r'id="lycoris_ops\.(\w+)"', content))
             if lost := sorted(set(names_of(group)) - shown):
                 raise PluginError(f"{', '.join(lost)}: public, and not on the page of the API")
@@ -169,17 +163,6 @@ def chinese_index(pages: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def errors() -> str:
-    """The tables of errors of all help pages, then every message of the source."""
-    parts: list[str] = []
-    for name, text in helps(""):
-        if found := re.search(r"^## Errors\n\n(.+?)(?=\n## |\Z)", text, re.M | re.S):
-            table = found[1].replace("](Lycoris", "](nodes/Lycoris")
-            parts += [f"## {title(text)}", f"See [the page of the node](nodes/{name}.md).", table]
-    parts += [f"## {pages.ALL}", tables()]
-    return "\n\n".join(part.strip() for part in parts)
-
-
 def commands() -> str:
     """The help of each command."""
     verbs = sorted(file.stem for file in (ROOT / "lycoris_ops" / "commands" / "verbs").glob("[a-z]*.py"))
@@ -193,14 +176,6 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def api_page(group: str) -> str:
-    return f"api/{re.sub(r'[^a-z]+', '-', group.lower())}.md"
-
-
-def names() -> str:
-    """Tables of all public names, which lead to the pages of the API."""
-    groups = {name: group for group in GROUPS for name in names_of(group)}
-    return pages.api(
-        lambda name, _: f"{api_page(groups[name])}#lycoris_ops.{name}",
-        lambda group: f"[{html.escape(group)}]({api_page(group)})",
-    )
+def members(group: str) -> str:
+    """The docstrings of the public names of a group."""
+    return "\n\n".join(f"::: lycoris_ops.{name}" for name in names_of(group))

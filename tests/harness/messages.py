@@ -36,15 +36,16 @@ class Message:
     beside: str
 
 
-def tables() -> str:
-    """All messages in Markdown: a part for each class, and a table with what each says beside."""
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
+def tables(files: Collection[Path]) -> str:
+    """The messages of some sources in Markdown: a part for each class, with a table."""
+    kinds = all_kinds()
+    trees = [parsed(file) for file in files]
     found = sorted(
-        set(messages(trees, known_texts())),
+        set(messages(trees, known_texts(), kinds)),
         key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside, one.code),
     )
     parts: list[str] = []
-    for kind, said in known_kinds(trees).items():
+    for kind in kinds:
         rows = [
             f"| {cell(one.problem)} | {cell(one.beside)} | {one.code and f'`{one.code}`'} |"
             for one in found
@@ -54,8 +55,19 @@ def tables() -> str:
             table = "\n".join(
                 ["| message | what to do, or what was expected | code |", "|---|---|---|", *rows]
             )
-            parts.append(f"### {kind}\n\n{said}\n\n{table}")
+            parts.append(f"## {kind}\n\n{table}")
     return "\n\n".join(parts)
+
+
+@cache
+def all_kinds() -> dict[str, str]:
+    """The classes of errors of both packages, each with the first line of its docstring."""
+    return known_kinds([parsed(file) for file in sources()])
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 @cache
@@ -77,9 +89,16 @@ def sources() -> list[Path]:
     return [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
 
 
-def messages(trees: Collection[ast.Module], texts: Mapping[str, Mapping[str, str]]) -> Iterator[Message]:
-    """What the calls in `trees` can say: by their codes in `texts`, or in words of their own."""
-    for kind, code, call in raised(trees):
+def messages(
+    trees: Collection[ast.Module],
+    texts: Mapping[str, Mapping[str, str]],
+    kinds: Mapping[str, str] | None = None,
+) -> Iterator[Message]:
+    """What the calls in `trees` can say: by their codes in `texts`, or in words of their own.
+
+    kinds: the classes of errors; by default those that `trees` define.
+    """
+    for kind, code, call in raised(trees, kinds):
         named = called(call) == NAMED
         given = {word.arg: word.value for word in call.keywords}
         own = {part: plain(text) for part, text in texts.get(code, {"problem": code}).items()}
@@ -88,9 +107,11 @@ def messages(trees: Collection[ast.Module], texts: Mapping[str, Mapping[str, str
         )
 
 
-def raised(trees: Collection[ast.Module]) -> Iterator[tuple[str, str, ast.Call]]:
+def raised(
+    trees: Collection[ast.Module], kinds: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str, ast.Call]]:
     """The kind and the code, or the words, of each error that a call in `trees` makes, with the call."""
-    kinds = known_kinds(trees)
+    kinds = kinds or known_kinds(trees)
     for tree in trees:
         makers = {
             node.name: node.returns.id

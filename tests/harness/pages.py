@@ -1,21 +1,21 @@
-"""The parts of `docs/api.md` and `docs/errors.md` that are made from the source.
+"""The pages of `docs/api` and `docs/errors`, and the parts of their indexes that are made from the source.
 
     python3 tests/harness/environment.py -- python -m tests.harness.pages [--write]
 
-prints them; with --write it writes them into the pages. The site makes its own of the same parts.
+prints them; with --write it writes the pages. The site replaces the tables of names by the docstrings.
 """
 
 from __future__ import annotations
 
 import ast
 import itertools
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .facts import ROOT
-from .messages import cell, tables
+from .messages import all_kinds, cell, parsed, sources, tables
 
 DOCS = ROOT / "docs"
 HELP = ROOT / "lycoris_nodes" / "web" / "docs"
@@ -30,10 +30,33 @@ GROUPS = {
     "Errors and the rest": "errors messages discovery maths version",
 }
 """The groups of public names, each with the modules of `lycoris_ops` that its names come from."""
-MARKS = {"api.md": "<!-- names -->", "errors.md": "<!-- errors -->"}
-"""What stands before the part that is made, on each page."""
-ALL = "All messages, by class in Python"
-"""The heading of the messages."""
+NAMES, ERRORS = "<!-- names -->", "<!-- errors -->"
+"""The marks before the parts that are made."""
+AREAS = {
+    "Adapter files": "lycoris_ops/files",
+    "Names, dialects and PEFT": "lycoris_ops/names lycoris_ops/peft lycoris_ops/reading",
+    "Layers and algorithms": "lycoris_ops/algorithms lycoris_ops/changes",
+    "Patch, bypass and bake": "lycoris_ops/bake lycoris_ops/bypass lycoris_ops/devices.py lycoris_ops/layers"
+    " lycoris_ops/modules lycoris_ops/patch lycoris_ops/processes.py lycoris_nodes/apply",
+    "Stacks, rules and schedules": "lycoris_ops/expressions.py lycoris_ops/rules lycoris_ops/stack"
+    " lycoris_nodes/stacks",
+    "Merge, extract and save": "lycoris_ops/charts.py lycoris_ops/extract lycoris_ops/fit lycoris_ops/inspect"
+    " lycoris_ops/merge lycoris_ops/resize lycoris_ops/writing",
+    "Ranks": "lycoris_ops/ranks",
+    "Networks": " ".join(
+        f"lycoris_ops/train/{name}.py"
+        for name in (
+            *("claims", "create", "extras", "in_peft", "member", "naming", "network", "passing"),
+            *("strengths", "tensors", "untied"),
+        )
+    ),
+    "Training": "lycoris_ops/train",
+    "Training in ComfyUI": "lycoris_nodes/training",
+    "Training pictures": "lycoris_nodes/dataset lycoris_nodes/training/data",
+    "Command line": "lycoris_ops/commands",
+    "Nodes": "lycoris_nodes lycoris_ops",
+}
+"""The areas of messages, each with the folders and files of its sources. The longest fitting path counts."""
 
 
 def offered() -> Iterator[tuple[str, str]]:
@@ -58,21 +81,30 @@ def names_of(group: str) -> list[str]:
     return [name for name, module in offered() if group_of(module) == group]
 
 
-def api(link: Callable[[str, Path], str], heading: Callable[[str], str] = str) -> str:
-    """A table for each group of public names, with the first paragraph of each name's docstring.
+def page_of(group: str, folder: str) -> str:
+    """The page of a group of names or of an area of messages."""
+    return f"{folder}/{re.sub(r'[^a-z]+', '-', group.lower())}.md"
 
-    link: where a name leads, from the name and the file of its source. heading: a group's heading.
-    """
-    rows: dict[str, list[str]] = {group: [] for group in GROUPS}
+
+def api(group: str) -> str:
+    """A table of the public names of a group, with the first paragraph of each name's docstring."""
+    lines = ["| name | what it is |", "|---|---|"]
     for name, module in offered():
-        file, said = said_of(ROOT / "lycoris_ops", module, name)
-        if not said:
-            raise LookupError(f"lycoris_ops.{name} has no docstring")
-        rows[group_of(module)].append(f"| [`{name}`]({link(name, file)}) | {cell(said)} |")
-    return "\n\n".join(
-        "\n".join([f"## {heading(group)}", "", "| name | what it is |", "|---|---|", *lines])
-        for group, lines in rows.items()
-    )
+        if group_of(module) == group:
+            file, said = said_of(ROOT / "lycoris_ops", module, name)
+            if not said:
+                raise LookupError(f"lycoris_ops.{name} has no docstring")
+            lines.append(f"| [`{name}`](../../{file.relative_to(ROOT).as_posix()}) | {cell(said)} |")
+    return "\n".join(lines)
+
+
+def api_index() -> str:
+    """The groups, each with a link to its page and its names."""
+    rows = [
+        f"| [{group}]({page_of(group, 'api')}) | {', '.join(f'`{name}`' for name in names_of(group))} |"
+        for group in GROUPS
+    ]
+    return "\n".join(["| page | names |", "|---|---|", *rows])
 
 
 def said_of(folder: Path, module: str, name: str) -> tuple[Path, str]:
@@ -103,11 +135,6 @@ def first(text: object) -> str:
     return " ".join(str(text or "").partition("\n\n")[0].split())
 
 
-@cache
-def parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
 def helps() -> Mapping[str, str]:
     """The English help pages, by the name of their node."""
     return {page.stem: page.read_text(encoding="utf-8") for page in sorted(HELP.glob("*.md"))}
@@ -117,32 +144,51 @@ def title(text: str) -> str:
     return text.partition("\n")[0].removeprefix("# ")
 
 
-def source_of(_: str, file: Path) -> str:
-    return f"../{file.relative_to(ROOT).as_posix()}"
+def area_of(file: Path) -> str:
+    """The area of the messages of a source."""
+    path = f"{file.relative_to(ROOT).as_posix()}/"
+    fitting = [
+        (len(start), area)
+        for area, starts in AREAS.items()
+        for start in starts.split()
+        if path.startswith(f"{start}/")
+    ]
+    return max(fitting)[1]
 
 
-def errors() -> str:
-    """Links to the errors of each node, and all messages."""
+def errors_index() -> str:
+    """Links to the pages of areas and to the errors of each node, and the classes of errors."""
+    areas = [f"- [{area}]({page_of(area, 'errors')})" for area in AREAS]
     listed = [
         f"- [{title(text)}](../{(HELP / name).relative_to(ROOT).as_posix()}.md#errors)"
         for name, text in helps().items()
         if "\n## Errors\n" in text
     ]
-    return "\n\n".join(["## Nodes", "\n".join(listed), f"## {ALL}", tables()])
+    kinds = [f"| `{kind}` | {cell(said)} |" for kind, said in all_kinds().items()]
+    parts = ["## Messages by area", areas, "## Errors of each node", listed]
+    parts += ["## Classes in Python", ["| class | meaning |", "|---|---|", *kinds]]
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
 
 
 def made() -> dict[str, str]:
     """The texts of the pages, by name, as they are without the site."""
-    parts = {"api.md": api(source_of), "errors.md": errors()}
-    heads = {
-        name: (DOCS / name).read_text(encoding="utf-8").partition(mark)[0] for name, mark in MARKS.items()
+    pages = {
+        name: f"{(DOCS / name).read_text(encoding='utf-8').partition(mark)[0]}{mark}\n\n{make()}\n"
+        for name, mark, make in (("api.md", NAMES, api_index), ("errors.md", ERRORS, errors_index))
     }
-    return {name: f"{heads[name]}{MARKS[name]}\n\n{part}\n" for name, part in parts.items()}
+    for group in GROUPS:
+        pages[page_of(group, "api")] = f"# {group}\n\n{NAMES}\n\n{api(group)}\n"
+    for area in AREAS:
+        files = [file for file in sources() if area_of(file) == area]
+        head = f"# Errors: {area}\n\n[How to read a message and its code](../errors.md)"
+        pages[page_of(area, "errors")] = f"{head}\n\n{tables(files)}\n"
+    return pages
 
 
 def main() -> None:
     for name, text in made().items():
         if "--write" in sys.argv[1:]:
+            (DOCS / name).parent.mkdir(exist_ok=True)
             (DOCS / name).write_text(text, encoding="utf-8")
             print(f"docs/{name}")
         else:

@@ -108,7 +108,13 @@ def test_messages_are_read_from_where_they_are_made() -> None:
 
 
 def test_the_pages_of_names_and_of_errors_are_current() -> None:
-    for name, text in made().items():
+    pages = made()
+    for name, text in pages.items():
         kept = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert kept == text, f"docs/{name}: run `python -m tests.harness.pages --write`"
-    assert "| the disk is full |" in text
+    docs = ROOT / "docs"
+    folders = {
+        page.relative_to(docs).as_posix() for name in ("api", "errors") for page in docs.glob(f"{name}/*")
+    }
+    assert folders == {name for name in pages if "/" in name}
+    assert "| the disk is full |" in pages["errors/adapter-files.md"]
